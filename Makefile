@@ -1,0 +1,56 @@
+# Everything the project does, each target from a bare clone: `make run`, `make test`, `make lab`.
+# The environment is built in .venv when it is missing or older than the lock.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+export PYTHONUTF8 := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLBACKEND := agg
+
+.PHONY: run test lint unit nbval lab notebooks lock clean help
+
+run: $(READY)            ## execute notebooks 01 to 04 headless, end with a summary (about 3 minutes)
+	@$(BIN)/python -m mnistlib notebooks
+
+test: lint unit nbval    ## lint, unit tests, every notebook compared with its committed output
+	@echo "make test: all green"
+
+lint: $(READY)
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/ruff format --no-cache --check .
+
+unit: $(READY)
+	@$(BIN)/python -m pytest tests
+
+# `reproduce` keeps nbval honest: its own conftest is not needed, and a cell may take at most 300 s
+nbval: $(READY)
+	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+lab: $(READY)            ## open JupyterLab on the notebooks
+	@env -u MPLBACKEND $(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
+	@$(BIN)/python -m mnistlib notebooks --in-place
+
+lock:                    ## pin every dependency again (needs uv)
+	@uv pip compile pyproject.toml --extra test --universal --generate-hashes \
+		--python-version 3.11 --no-header -q -o requirements.lock
+
+clean:                   ## remove the environment and everything that runs left behind
+	rm -rf $(VENV) outputs/runs build mnistlib.egg-info .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+# Hashes in the lock make pip verify each file; the package itself builds offline from it
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mnistlib needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Building $(VENV) from requirements.lock (about 6 GB with the GPU libraries on Linux; once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,52 @@
+"""Random affine distortion: one transformation per image, a whole batch at a time."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_affine(
+    images: Tensor,
+    degrees: float = 0.0,
+    pixels: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Turn, shift, zoom and shear each image by its own random amount.
+
+    torchvision's v2 transforms draw once per call, so a whole batch gets one rotation; here each
+    image has its own row of six numbers, and the batch is resampled in one call, on its device.
+    Nothing is flipped: a mirrored 2 is not a digit.
+
+    Args:
+        images: `(N, C, H, W)` float; zeros are drawn in from beyond the border.
+        degrees: rotation, uniform in ±degrees.
+        pixels: translation along each axis, uniform in ±pixels.
+        scale: zoom along each axis, uniform in 1 ± scale.
+        shear: horizontal shear angle, uniform in ±shear degrees.
+        generator: source of the random numbers; torch's global one if none is given.
+
+    Returns:
+        Distorted images of the same shape and dtype.
+    """
+    n, _, height, width = images.shape
+    if not any((degrees, pixels, scale, shear)):
+        return images
+    device = generator.device if generator is not None else images.device
+    u = torch.rand(n, 6, generator=generator, device=device).mul_(2).sub_(1)  # (N, 6) in ±1
+    u = u.to(images.device, images.dtype)
+    angle = u[:, 0] * math.radians(degrees)
+    slant = torch.tan(u[:, 1] * math.radians(shear))
+    # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
+    zoom_x, zoom_y = 1 / (1 + u[:, 2] * scale), 1 / (1 + u[:, 3] * scale)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # coordinates run from -1 to 1, so a shift of p pixels is 2p / width
+    rows = (
+        torch.stack((cos * zoom_x, (cos * slant - sin) * zoom_y, u[:, 4] * 2 * pixels / width), 1),
+        torch.stack((sin * zoom_x, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height), 1),
+    )
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)  # (N, C, H, W)

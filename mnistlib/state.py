@@ -1,0 +1,160 @@
+"""What a run changes from step to step: all of it can be taken down, and put back bit for bit."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .config import Config, ConfigError
+from .model import build
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a Config: `auto` is the accelerator torch sees, else the CPU."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {name!r}, but this torch cannot use it ({reason}); try auto or cpu"
+        ) from None
+    return device
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Return the optimizer of a Config over the parameters of a network."""
+    device = next(model.parameters()).device
+    common = {"lr": config.max_lr, "fused": device.type in ("cpu", "cuda")}  # one kernel a step
+    if config.optimizer == "sgd":
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.ndim <= 1]  # decay would fight BatchNorm
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), weight_decay=config.weight_decay, **common)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR:
+    """Return OneCycleLR over `steps` steps, to be stepped once per batch."""
+    return OneCycleLR(
+        optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=config.pct_start
+    )
+
+
+def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
+    """Return the learning rate of every step, and last the one after the final step."""
+    optimizer = make_optimizer(nn.Linear(1, 1), config)
+    scheduler = make_scheduler(optimizer, config, config.epochs * steps_per_epoch)
+    rates = scheduler.get_last_lr()[:1]
+    for _ in range(config.epochs * steps_per_epoch):
+        optimizer.step()
+        scheduler.step()
+        rates += scheduler.get_last_lr()[:1]
+    return rates
+
+
+class TrainingState:
+    """Everything that changes from step to step, and nothing else: what a checkpoint must hold."""
+
+    def __init__(self, config: Config, device: torch.device, n_train: int) -> None:
+        self.config, self.device = config, device
+        self.epoch_images = config.epoch_images or n_train
+        self.steps_per_epoch = math.ceil(self.epoch_images / config.batch_size)
+        self.total_steps = steps = config.epochs * self.steps_per_epoch
+        self.model = build(config.model, config.dropout).to(device)
+        self.model.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.model, config)
+        # before any optimizer state is loaded: the other order silently changes the rate
+        self.scheduler = make_scheduler(self.optimizer, config, steps)
+        self.average = None
+        if config.ema_decay:
+            self.average = AveragedModel(
+                self.model,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
+                use_buffers=True,  # else BatchNorm statistics are copied, not averaged
+            )
+        self.shuffle = torch.Generator().manual_seed(config.seed)
+        self.distort = torch.Generator().manual_seed(config.seed + 2**31)
+        self.order_state = self.shuffle.get_state()  # from which the current epoch's order is drawn
+        self.step = 0  # finished steps of the whole run
+        self.seconds = 0.0
+        self.loss = torch.zeros(steps, device=device)
+        self.correct = torch.zeros(steps, dtype=torch.int32, device=device)
+        self.history: list[dict[str, float]] = []
+        self.evals: list[list[float]] = []  # step, validation error in percent
+
+    def draw_order(self, n: int) -> Tensor:
+        """Draw the epoch's indices below `n`: each once, or for a longer epoch in fresh passes."""
+        self.order_state = self.shuffle.get_state()
+        passes = math.ceil(self.epoch_images / n)
+        orders = [torch.randperm(n, generator=self.shuffle) for _ in range(passes)]
+        return torch.cat(orders)[: self.epoch_images]
+
+    @property
+    def published(self) -> nn.Module:
+        return self.average.module if self.average else self.model
+
+    def published_weights(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the published network's weights out of a `state()`, without a second copy."""
+        if self.average is None:
+            return state["weights"]
+        mark = "module."
+        return {k.removeprefix(mark): v for k, v in state["average"].items() if k.startswith(mark)}
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of all of it as tensors and plain values."""
+        state = {
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "rng": torch.get_rng_state(),
+            "device_rng": _device_rng(self.device),
+            "order": self.order_state if self.step % self.steps_per_epoch else self.shuffle.get_state(),
+            "distort": self.distort.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss[: self.step],
+            "correct": self.correct[: self.step],
+            "history": self.history,
+            "evals": self.evals,
+        }
+        return copy.deepcopy(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the state that `state()` returned."""
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
+        _device_rng(self.device, state["device_rng"])
+        self.shuffle.set_state(state["order"])
+        self.distort.set_state(state["distort"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.loss[: self.step] = state["loss"]
+        self.correct[: self.step] = state["correct"]
+        self.history = copy.deepcopy(state["history"])
+        self.evals = copy.deepcopy(state["evals"])
+
+
+def _device_rng(device: torch.device, state: Tensor | None = None) -> Tensor | None:
+    """Return, or set, the random state of an accelerator; the CPU's is torch's own."""
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    if state is not None:
+        module.set_rng_state(state)
+    return module.get_rng_state()

@@ -1,0 +1,304 @@
+"""The training loop: OneCycleLR on tensors in memory, one table row per epoch."""
+
+import copy
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .augment import random_affine
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, versions
+from .config import Config, runs_folder
+from .data import Digits
+from .evaluate import evaluate
+from .state import TrainingState, learning_rates, pick_device
+
+CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
+
+
+class TrainingError(Exception):
+    """Training that cannot go on: names the step and the likely cause."""
+
+
+@dataclass(repr=False)
+class Run:
+    """A training run: what was asked, what came out, and the network."""
+
+    config: Config
+    source: str
+    """data source: `mnist` or `sample`"""
+    model: nn.Module
+    """the published weights: the averaged ones where the recipe averages; on the CPU, eval mode"""
+    history: list[dict[str, float]]
+    """a dict per epoch: epoch, train_loss, val_loss, train_acc, val_acc (percent), lr, seconds"""
+    curve: dict[str, list[float]]
+    """per step: `loss`, `lr`; at the steps in `eval_step` the validation `eval_error` (percent)"""
+    seconds: float
+    """training time, the evaluations the loop makes included"""
+    n_val: int
+    """validation images"""
+    checkpoint: Path | None
+    """the latest checkpoint; None if the run ended before the first"""
+    interrupted: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the network."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def __repr__(self) -> str:
+        """Say it in one line."""
+        done = len(self.history)
+        text = f"{self.config.model}: "
+        if done and self.n_val:
+            on = "the sample's " if self.source == "sample" else ""
+            error = 100 - self.history[-1]["val_acc"]
+            text += f"{error:.2f} % error on {on}{self.n_val:,} validation images after "
+        text += f"{done} of {self.config.epochs} epochs, {self.seconds:.0f} s, "
+        text += f"{self.parameters:,} parameters"
+        return text + (", interrupted" if self.interrupted else "")
+
+
+def train(
+    config: Config,
+    digits: Digits,
+    resume: str | Path | None = None,
+    *,
+    folder: Path | None = None,
+    eval_every: int = 0,
+    verbose: bool = True,
+) -> Run:
+    """Train the network of a Config and return the Run; a checkpoint is saved after every epoch.
+
+    Ctrl-C ends the run after the step it is in, with a checkpoint to resume from and a Run marked
+    interrupted. At a fixed thread count a resumed run ends with the bits of one never stopped.
+
+    Args:
+        config: what to train, and how.
+        digits: the images; `config.split` says which of them validate.
+        resume: checkpoint of the same config and data source to continue from.
+        folder: where checkpoints go; by default one of the run's own under `runs_folder()`.
+        eval_every: also evaluate every so many steps, for `Run.curve`; 0: once an epoch.
+        verbose: print one table row per epoch.
+
+    Raises:
+        ConfigError: the device cannot be used.
+        CheckpointError: `resume` is damaged or of another run, or nothing can be saved.
+        TrainingError: the loss is no longer finite.
+    """
+    device = pick_device(config.device)
+    folder = folder or runs_folder() / config.run_name(digits.source)
+    train_ids, val_ids = digits.split(config.split)
+    checkpoint = Path(resume) if resume is not None else None
+    state = _resumable(checkpoint, config, digits.source) if checkpoint else None
+    with _settings(config), _interrupts() as interrupted:
+        t = TrainingState(config, device, len(train_ids))
+        if state:
+            t.restore(state)
+        images, labels = digits.train_images.to(device), digits.train_labels.to(device)
+        val = digits.train_images[val_ids], digits.train_labels[val_ids]
+        kept = t.state()
+        table = _Table(verbose and t.step < t.total_steps)
+        try:
+            while t.step < t.total_steps and not interrupted:
+                begin = time.perf_counter() - t.seconds
+                order = train_ids[t.draw_order(len(train_ids))].to(device)
+                for ids in order.split(config.batch_size)[t.step % t.steps_per_epoch :]:
+                    _step(t, images[ids], labels[ids])
+                    if eval_every and t.step % eval_every == 0 and len(val_ids):
+                        t.evals.append([t.step, evaluate(t.published, *val).error])
+                    if t.step % CHECK_EVERY == 0:
+                        _check_finite(t)
+                        table.progress(t)
+                    if interrupted:
+                        break
+                _check_finite(t)
+                ended = t.step % t.steps_per_epoch == 0
+                row = _epoch_row(t, val) if ended else {}
+                t.seconds = time.perf_counter() - begin
+                if ended:
+                    t.history.append(row | {"seconds": t.seconds})
+                    table.row(t.history[-1])
+                kept = t.state()
+                checkpoint = _save(kept, t, digits, folder, checkpoint)
+        except KeyboardInterrupt:  # a second Ctrl-C: back to what the last checkpoint holds
+            interrupted.append(signal.SIGINT)
+            t.restore(kept)
+    return Run(
+        config=config,
+        source=digits.source,
+        model=copy.deepcopy(t.published).to("cpu", memory_format=torch.contiguous_format).eval(),
+        history=t.history,
+        curve={
+            "loss": t.loss[: t.step].tolist(),
+            "lr": learning_rates(config, t.steps_per_epoch)[: t.step],
+            "eval_step": [step for step, _ in t.evals],
+            "eval_error": [error for _, error in t.evals],
+        },
+        seconds=t.seconds,
+        n_val=len(val_ids),
+        checkpoint=checkpoint,
+        interrupted=t.step < t.total_steps,
+    )
+
+
+def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
+    """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)`."""
+    c = t.config
+    if c.augments:
+        pixels = pixels.float() / 255
+        pixels = random_affine(pixels, c.degrees, c.pixels, c.scale, c.shear, t.distort)
+    labels = labels.long()
+    logits = t.model(pixels)  # (N, 1, 28, 28) -> (N, 10)
+    loss = F.cross_entropy(logits, labels, label_smoothing=c.label_smoothing)
+    t.optimizer.zero_grad()
+    loss.backward()
+    t.optimizer.step()
+    t.scheduler.step()
+    if t.average:
+        t.average.update_parameters(t.model)
+    t.loss[t.step] = loss.detach()  # stays on the device: nothing here waits for it
+    t.correct[t.step] = (logits.argmax(1) == labels).sum()
+    t.step += 1
+
+
+@contextmanager
+def _settings(config: Config) -> Iterator[None]:
+    """Set threads and seed for the length of a run; what the process had comes back after."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        try:
+            if config.threads:
+                torch.set_num_threads(config.threads)
+            torch.manual_seed(config.seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising it, so that a run stops between two steps, not within one.
+
+    A second Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread alone.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _check_finite(t: TrainingState) -> None:
+    """Stop a run whose loss is no longer finite, naming the first such step."""
+    bad = (~torch.isfinite(t.loss[: t.step])).nonzero().flatten()
+    if len(bad):
+        raise TrainingError(
+            f"the loss is not finite at step {int(bad[0]) + 1} of {t.total_steps}; the likely "
+            f"cause is too high a learning rate (max_lr is {t.config.max_lr:g}): try a tenth of "
+            "it. The checkpoints of earlier epochs are as they were"
+        )
+
+
+def _epoch_row(t: TrainingState, val: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return the history row of the epoch that just ended; nan where nothing is validated."""
+    n, steps = t.epoch_images, t.steps_per_epoch
+    sizes = torch.full((steps,), float(t.config.batch_size), device=t.device)
+    sizes[-1] = n - (steps - 1) * t.config.batch_size
+    seen = evaluate(t.published, *val) if len(val[0]) else None
+    return {
+        "epoch": t.step // steps,
+        "train_loss": float((t.loss[t.step - steps : t.step] * sizes).sum()) / n,
+        "val_loss": seen.loss if seen else math.nan,
+        "train_acc": 100 * int(t.correct[t.step - steps : t.step].sum()) / n,
+        "val_acc": seen.accuracy if seen else math.nan,
+        "lr": t.scheduler.get_last_lr()[0],
+    }
+
+
+def _save(
+    kept: dict[str, Any], t: TrainingState, digits: Digits, folder: Path, previous: Path | None
+) -> Path:
+    """Save a checkpoint and remove the one it replaces; return its path."""
+    val_acc = t.history[-1]["val_acc"] if t.history else math.nan
+    accuracy, kind = val_acc, "none" if math.isnan(val_acc) else "validation"
+    if t.config.split == "none" and t.step == t.total_steps and digits.test_images is not None:
+        accuracy = evaluate(t.published, digits.test_images, digits.test_labels).accuracy
+        kind = "test"
+    content = {
+        "config": asdict(t.config),
+        "source": digits.source,
+        "history": kept["history"],
+        "accuracy": accuracy,
+        "accuracy_kind": kind,
+        "val_accuracy": val_acc,
+        "model_state_dict": t.published_weights(kept),
+        "optimizer_state_dict": kept["optimizer"],
+        "training": kept,
+        "versions": versions() | {"device": t.device.type, "threads": str(torch.get_num_threads())},
+    }
+    path = save_checkpoint(content, folder)
+    if previous and previous != path and previous.parent == folder:
+        previous.unlink(missing_ok=True)
+    return path
+
+
+def _resumable(path: Path, config: Config, source: str) -> dict[str, Any]:
+    """Return the training state of a checkpoint, if it is one of this very run."""
+    content = load_checkpoint(path)
+    saved = Config(**content["config"])
+    if (saved.hash(content["source"])) != config.hash(source):
+        wanted = asdict(config) | {"data source": source}
+        there = asdict(saved) | {"data source": content["source"]}
+        differ = [f"{k} {there[k]!r} there, {wanted[k]!r} here" for k in wanted]
+        differ = [d for d, k in zip(differ, wanted, strict=True) if there[k] != wanted[k]]
+        raise CheckpointError(
+            f"{path} is of another run ({'; '.join(differ)}); resume with the same settings"
+        )
+    return content["training"]
+
+
+class _Table:
+    """Prints the reference's table, a row per epoch, and on a terminal the steps in between."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self.live = shown and sys.stderr.isatty()
+        if shown:
+            print("Epoch  Train Loss  Val Loss  Train Acc  Val Acc  LR        Seconds")
+
+    def progress(self, t: TrainingState) -> None:
+        if self.live:
+            epoch, step = divmod(t.step - 1, t.steps_per_epoch)
+            text = f"\repoch {epoch + 1}, step {step + 1} of {t.steps_per_epoch} "
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def row(self, h: dict[str, float]) -> None:
+        if self.live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self.shown:
+            print(
+                f"{h['epoch']:5d}  {h['train_loss']:10.4f}  {h['val_loss']:8.4f}  "
+                f"{h['train_acc']:8.2f}%  {h['val_acc']:6.2f}%  {h['lr']:.6f}  {h['seconds']:7.1f}",
+                flush=True,
+            )
