@@ -1,0 +1,46 @@
+"""What can a handwritten-digit classifier do on a parameter budget?
+
+The package holds the networks, the budget and the training loop; the notebooks tell the story.
+Importing it needs torch and numpy and does nothing else; plots and tables import theirs when used.
+"""
+
+from .augment import random_affine
+from .budget import Budget, requirements
+from .checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from .config import RECIPES, Config, ConfigError, configure
+from .data import DatasetError, Digits, load_mnist
+from .evaluate import Evaluation, evaluate, predict
+from .ledger import read_results, record
+from .model import MODELS, build
+from .state import learning_rates
+from .stats import wilson_interval
+from .train import Run, TrainingError, train
+
+__all__ = [
+    "MODELS",
+    "RECIPES",
+    "Budget",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DatasetError",
+    "Digits",
+    "Evaluation",
+    "Run",
+    "TrainingError",
+    "build",
+    "configure",
+    "evaluate",
+    "learning_rates",
+    "load_checkpoint",
+    "load_mnist",
+    "load_model",
+    "predict",
+    "random_affine",
+    "read_results",
+    "record",
+    "requirements",
+    "save_checkpoint",
+    "train",
+    "wilson_interval",
+]

@@ -47,7 +47,7 @@ class CheckpointError(Exception):
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion is refused by weights_only
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

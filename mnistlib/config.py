@@ -5,8 +5,9 @@ import json
 import math
 import os
 import typing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from .model import MODELS
 
@@ -17,52 +18,48 @@ class ConfigError(ValueError):
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SPLITS = ("random", "last", "none")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 # what does not change the result, or is a column of its own in the ledger
 NOT_HASHED = ("device", "threads")
+
+
+def _setting(default: object, text: str) -> Any:
+    """Give a field its default and the words with which the command line explains it."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that defines a training run; values from text are cast, bad ones refused."""
 
-    model: str = "reference"
-    """a name in `MODELS`"""
-    epochs: int = 3
-    """passes of `epoch_images` images"""
-    batch_size: int = 128
-    """images per step"""
-    epoch_images: int = 0
-    """images per epoch; 0: each training image once. A smaller set is passed over repeatedly"""
-    optimizer: str = "adamw"
-    """adamw, adam or sgd (Nesterov, momentum 0.9)"""
-    max_lr: float = 0.01
-    """peak learning rate of OneCycleLR"""
-    pct_start: float = 0.2
-    """share of the steps that warm up"""
-    weight_decay: float = 0.01
-    """as the optimizer defines it; not applied to BatchNorm parameters by `sgd`"""
-    dropout: float = 0.05
-    """probability of zeroing an activation"""
-    label_smoothing: float = 0.0
-    """probability mass spread evenly over all ten classes in the training loss"""
-    degrees: float = 0.0
-    """augmentation: rotation, ± degrees"""
-    pixels: float = 0.0
-    """augmentation: translation, ± pixels"""
-    scale: float = 0.0
-    """augmentation: zoom, 1 ± scale"""
-    shear: float = 0.0
-    """augmentation: shear, ± degrees"""
-    ema_decay: float = 0.0
-    """decay per step of the averaged weights that are evaluated and published; 0: no averaging"""
-    split: str = "random"
-    """validation images: random, last (10,000 of 60,000), none (train on all)"""
-    seed: int = 0
-    """of the weights, the order, dropout and augmentation"""
-    device: str = "auto"
-    """auto, cpu, cuda, mps, xpu"""
-    threads: int = 0
-    """CPU threads; 0: as torch is set"""
+    model: str = _setting("reference", "a name in MODELS, see model.py")
+    epochs: int = _setting(3, "passes of epoch-images images")
+    batch_size: int = _setting(128, "images per step")
+    epoch_images: int = _setting(
+        0, "images per epoch; 0: each training image once. A smaller set is passed over repeatedly"
+    )
+    optimizer: str = _setting("adamw", "adamw, adam or sgd (Nesterov, momentum 0.9)")
+    max_lr: float = _setting(0.01, "peak learning rate of OneCycleLR")
+    pct_start: float = _setting(0.2, "share of the steps that warm up")
+    weight_decay: float = _setting(0.01, "as the optimizer defines it; sgd spares BatchNorm")
+    dropout: float = _setting(0.05, "probability of zeroing an activation")
+    label_smoothing: float = _setting(
+        0.0, "probability mass spread evenly over all ten classes in the training loss"
+    )
+    degrees: float = _setting(0.0, "augmentation: rotation, ± degrees")
+    pixels: float = _setting(0.0, "augmentation: translation, ± pixels")
+    scale: float = _setting(0.0, "augmentation: zoom, 1 ± scale")
+    shear: float = _setting(0.0, "augmentation: shear, ± degrees")
+    ema_decay: float = _setting(
+        0.0,
+        "decay per step of the averaged weights that are evaluated and published; 0: no averaging",
+    )
+    split: str = _setting(
+        "random", "validation images: random, last (10,000 of 60,000), none (train on all)"
+    )
+    seed: int = _setting(0, "of the weights, the order, dropout and augmentation")
+    device: str = _setting("auto", "auto, cpu, cuda, mps, xpu")
+    threads: int = _setting(0, "CPU threads; 0: as torch is set")
 
     def __post_init__(self) -> None:
         """Cast each value to its field's type and check its range."""
@@ -71,6 +68,7 @@ class Config:
         _one_of("model", self.model, tuple(MODELS))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("split", self.split, SPLITS)
+        _one_of("device", self.device, DEVICES)
         _within("epochs", self.epochs, 1, 10_000)
         _within("batch_size", self.batch_size, 2, 60_000)
         _within("epoch_images", self.epoch_images, 0, 10_000_000)
@@ -107,8 +105,9 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def run_name(self, source: str) -> str:
-        """Folder name of the run: recipe, hash and seed."""
-        return f"{self.recipe}-{self.hash(source)}-seed{self.seed}"
+        """Folder name of the run: recipe, hash and seed, and before them `sample` if it is one."""
+        mark = "" if source == "mnist" else f"{source}-"
+        return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 
 
 def _cast(name: str, value: object, kind: type) -> object:

@@ -21,28 +21,21 @@ class DatasetError(Exception):
     """Digits that are missing, damaged or not digits: names the file, the fault and the remedy."""
 
 
-# SHA-256 of the four uncompressed idx files, of which the sizes follow from the shapes
+# SHA-256 and shape of the four uncompressed idx files
 FILES: dict[str, tuple[str, tuple[int, ...]]] = {
     "train-images-idx3-ubyte": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        (60_000, 28, 28),
-    ),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", (60_000, 28, 28)),
     "train-labels-idx1-ubyte": (
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        (60_000,),
-    ),
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5", (60_000,)),
     "t10k-images-idx3-ubyte": (
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        (10_000, 28, 28),
-    ),
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", (10_000, 28, 28)),
     "t10k-labels-idx1-ubyte": (
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        (10_000,),
-    ),
-}
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", (10_000,)),
+}  # fmt: skip
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SPLIT_SEED = 0  # the same validation images for every run, so that seeds can be paired
 STALLED = 30.0  # seconds without a new byte after which a download is given up
+RETRY_AFTER = 600.0  # seconds for which a failed download is not tried again
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,24 +99,41 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     if folder := os.environ.get("MNISTLIB_DATA"):
         return read_folder(Path(folder))
     cache = cache_folder()
-    if any(_find(cache, name) for name in FILES):
-        try:
-            return read_folder(cache)
-        except DatasetError as error:  # a download that was cut off; torchvision mends it
-            reason = str(error)
     try:
-        download(cache)
-        return read_folder(cache)
+        return _cached(cache, patient=source == "auto")
     except DatasetError as error:
-        reason = str(error)
         if source == "mnist":
             raise
-    warnings.warn(
-        f"using the embedded sample of 5,000 digits, without a test set, because {reason}. "
-        "For the full MNIST set MNISTLIB_DATA to a folder with its four idx files.",
-        stacklevel=2,
-    )
+        warnings.warn(
+            "USING THE EMBEDDED SAMPLE of 5,000 digits, which has no test set: its results say "
+            f"little about MNIST. The reason: {error}. For the full data set MNISTLIB_DATA to a "
+            "folder with the four idx files",
+            stacklevel=2,
+        )
     return load_sample()
+
+
+def _cached(cache: Path, patient: bool) -> Digits:
+    """Read the digits from the cache, downloading them first where they are missing or damaged.
+
+    A patient caller does not wait again for a download that failed in the last ten minutes:
+    four notebooks in a row would otherwise hang four times.
+    """
+    try:
+        return read_folder(cache)
+    except DatasetError:
+        pass  # nothing there, or a download that was cut off, which torchvision mends
+    failed = cache / "download-failed"
+    if patient and failed.is_file() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
+        raise DatasetError(f"{failed.read_text()}; it is tried again after ten minutes")
+    try:
+        download(cache)
+    except DatasetError as error:
+        if cache.is_dir():
+            failed.write_text(str(error))
+        raise
+    failed.unlink(missing_ok=True)
+    return read_folder(cache)
 
 
 def cache_folder() -> Path:

@@ -1,11 +1,14 @@
 """Predictions of a network, and what is read off them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data import DatasetError
 from .stats import wilson_interval
 
 BATCH = 500  # images at a time: small enough to keep memory low, large enough to be fast
@@ -70,3 +73,57 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
     logits, targets = predict_logits(model, images), labels.cpu().long()
     correct = int((logits.argmax(1) == targets).sum())
     return Evaluation(float(F.cross_entropy(logits, targets)), correct, len(targets))
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """Bring a picture of one digit into MNIST's form: `(1, 28, 28)` uint8, light on dark.
+
+    As in MNIST, the ink is scaled to fit 20x20 pixels and its centre of mass put in the middle
+    (Y. LeCun et al., Proc. IEEE 86 (1998) 2278-2324). A dark digit on a light ground is inverted;
+    a 28x28 picture is taken as it is but for that.
+
+    Raises:
+        DatasetError: the file is no picture, or nothing is drawn on it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > 50_000_000:
+                raise DatasetError(f"{path} has over 50 million pixels; make it smaller")
+            ground = Image.new("RGBA", file.size, "white")  # where the picture is transparent
+            ink = Image.alpha_composite(ground, file.convert("RGBA")).convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({error}); give a PNG or JPEG"
+        ) from None
+    pixels = np.asarray(ink, dtype=np.float32)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if np.median(border) > 127:
+        pixels = 255 - pixels
+    if pixels.shape != (28, 28):
+        pixels = _centre(pixels, path)
+    return torch.from_numpy(pixels.round().astype(np.uint8)).unsqueeze(0)  # (1, 28, 28)
+
+
+def _centre(pixels: np.ndarray, path: str | Path) -> np.ndarray:
+    """Crop to the ink, scale it to fit 20x20 and put its centre of mass into the middle."""
+    from PIL import Image
+
+    low, high = float(np.median(pixels)), float(pixels.max())
+    if high - low < 32:
+        raise DatasetError(f"{path} shows no digit: nothing stands out from the ground")
+    pixels = ((pixels - low) / (high - low)).clip(0, 1) * 255
+    rows, columns = np.nonzero((pixels > 64).any(1))[0], np.nonzero((pixels > 64).any(0))[0]
+    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    zoom = 20 / max(pixels.shape)
+    size = [max(1, round(side * zoom)) for side in pixels.shape[::-1]]
+    ink = np.asarray(Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.BOX))
+    height, width = ink.shape
+    weight = ink.sum(dtype=np.float64)
+    down = round(14 - float((ink.sum(1) * (np.arange(height) + 0.5)).sum() / weight))
+    right = round(14 - float((ink.sum(0) * (np.arange(width) + 0.5)).sum() / weight))
+    down, right = min(max(down, 0), 28 - height), min(max(right, 0), 28 - width)
+    out = np.zeros((28, 28), np.float32)
+    out[down : down + height, right : right + width] = ink
+    return out

@@ -14,19 +14,18 @@ from .model import build
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a Config: `auto` is the accelerator torch sees, else the CPU."""
+    """Return the device of a Config: `auto` is the accelerator torch sees, else the CPU.
+
+    Raises:
+        ConfigError: this machine or this torch has no such device.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device is {name!r}, but this torch cannot use it ({reason}); try auto or cpu"
-        ) from None
-    return device
+    if name != "cpu" and (found is None or found.type != name):
+        has = f"cpu and {found.type}" if found else "cpu alone"
+        raise ConfigError(f"device is {name!r}, but torch finds {has} here; use one of these")
+    return torch.device(name)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -103,6 +102,7 @@ class TrainingState:
 
     @property
     def published(self) -> nn.Module:
+        """The network that is evaluated: the averaged one where the recipe averages."""
         return self.average.module if self.average else self.model
 
     def published_weights(self, state: dict[str, Any]) -> dict[str, Tensor]:
@@ -121,7 +121,9 @@ class TrainingState:
             "average": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
             "device_rng": _device_rng(self.device),
-            "order": self.order_state if self.step % self.steps_per_epoch else self.shuffle.get_state(),
+            "order": self.order_state
+            if self.step % self.steps_per_epoch
+            else self.shuffle.get_state(),
             "distort": self.distort.get_state(),
             "step": self.step,
             "seconds": self.seconds,

@@ -49,6 +49,10 @@ class Run:
     """validation images"""
     checkpoint: Path | None
     """the latest checkpoint; None if the run ended before the first"""
+    device: str
+    """type of the device: cpu, cuda, mps, xpu"""
+    threads: int
+    """CPU threads; results are bit-equal only at the same number"""
     interrupted: bool = False
 
     @property
@@ -108,6 +112,7 @@ def train(
         images, labels = digits.train_images.to(device), digits.train_labels.to(device)
         val = digits.train_images[val_ids], digits.train_labels[val_ids]
         kept = t.state()
+        threads = torch.get_num_threads()
         table = _Table(verbose and t.step < t.total_steps)
         try:
             while t.step < t.total_steps and not interrupted:
@@ -148,6 +153,8 @@ def train(
         seconds=t.seconds,
         n_val=len(val_ids),
         checkpoint=checkpoint,
+        device=device.type,
+        threads=threads,
         interrupted=t.step < t.total_steps,
     )
 

@@ -1,0 +1,215 @@
+"""The command line: `python -m mnistlib train`, `evaluate`, `predict`, `notebooks`, `report`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from .checkpoint import CheckpointError, load_checkpoint, load_model
+from .config import RECIPES, Config, ConfigError, configure, outputs_folder
+from .data import DatasetError, load_mnist
+from .evaluate import evaluate, predict, read_picture
+from .ledger import record, write_report
+from .state import pick_device
+from .train import TrainingError, train
+
+
+def peak_memory_mb() -> float | None:
+    """Return the largest resident size of this process so far, in MB; None where unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kB elsewhere
+
+
+AT_START = peak_memory_mb()  # torch is imported, nothing has run
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m mnistlib",
+        description="What can a handwritten-digit classifier do on a parameter budget?",
+        epilog="Digits come from the folder in MNISTLIB_DATA, else from the cache, else from a "
+        "download, else from an embedded sample of 5,000; runs go to MNISTLIB_RUNS, else to "
+        "outputs/runs. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command "
+        "line, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    p = commands.add_parser(
+        "train",
+        help="train a network and save its checkpoint",
+        description="Train a network, a table row per epoch. Ctrl-C ends it after the step it is "
+        "in, with a checkpoint that --resume takes up. Settings not given are the recipe's own.",
+    )
+    p.add_argument("--recipe", default="fast", help=f"{' or '.join(RECIPES)} (default: fast)")
+    p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set")
+    p.add_argument("--test", action="store_true", help="evaluate the final weights on the test set")
+    p.add_argument("--folder", type=Path, help="where the checkpoint goes")
+    p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the row")
+    _add_data(p)
+    settings = p.add_argument_group("settings of the run (recipe's own where not given)")
+    for f in fields(Config):
+        settings.add_argument(
+            f"--{f.name.replace('_', '-')}", metavar=f.type.__name__, help=f.metadata["help"]
+        )
+
+    p = commands.add_parser(
+        "evaluate", help="accuracy of a checkpoint on its validation images and the test set"
+    )
+    p.add_argument("checkpoint", type=Path, nargs="?", help="default: the published one")
+    _add_data(p)
+
+    p = commands.add_parser("predict", help="say which digit each picture shows")
+    p.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, ... of a digit"
+    )
+    p.add_argument("--checkpoint", type=Path, help="default: the published one")
+
+    p = commands.add_parser(
+        "notebooks",
+        help="execute notebooks headless with papermill",
+        description="Execute notebooks headless into a folder of their own under outputs/runs, "
+        "with checkpoint and figures, and summarise the result.",
+    )
+    p.add_argument("names", nargs="*", metavar="NAME", help="e.g. 03 (default: all)")
+    p.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a notebook parameter, e.g. -p seed 1",
+    )
+    p.add_argument("--folder", type=Path, help="where everything goes")
+    p.add_argument("--in-place", action="store_true", help="renew the committed notebooks")
+
+    p = commands.add_parser("report", help="write the ledger's figures into README.md")
+    p.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
+    return parser.parse_args(arguments)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="auto", help="auto, mnist, sample or a folder")
+
+
+def published_checkpoint() -> Path:
+    """Return the checkpoint that comes with the repository."""
+    found = sorted((outputs_folder() / "checkpoints").glob("*.pth"))
+    if not found:
+        raise CheckpointError("no published checkpoint is here; name one with --checkpoint")
+    return found[-1]
+
+
+def do_train(args: argparse.Namespace) -> int:
+    given = {f.name: getattr(args, f.name) for f in fields(Config)}
+    if args.resume:
+        if any(v is not None for v in given.values()):
+            raise ConfigError("--resume goes on with a run as it was set; give no settings with it")
+        config = Config(**load_checkpoint(args.resume)["config"])
+    else:
+        config = configure(args.recipe, **given)
+    pick_device(config.device)  # refused before digits are looked for
+    digits = load_mnist(args.data)
+    run = train(config, digits, args.resume, folder=args.folder)
+    memory = peak_memory_mb()
+    print(run)
+    if run.interrupted:
+        print(f"Go on with: python -m mnistlib train --resume {run.checkpoint}")
+        return 130
+    test = None
+    if args.test and digits.test_images is not None:
+        test = evaluate(run.model, digits.test_images, digits.test_labels)
+        print(f"test: {test}")
+    record(run, test, args.ledger, memory_mb=memory - AT_START if memory else None)
+    print(f"checkpoint: {run.checkpoint}")
+    return 0
+
+
+def do_evaluate(args: argparse.Namespace) -> int:
+    from .headless import describe
+
+    path = args.checkpoint or published_checkpoint()
+    load_checkpoint(path)  # a bad file is refused before digits are looked for
+    for name, text in describe(path, load_mnist(args.data)):
+        print(f"{name:12}{text}")
+    return 0
+
+
+def do_predict(args: argparse.Namespace) -> int:
+    model = load_model(args.checkpoint or published_checkpoint())
+    pictures = torch.stack([read_picture(path) for path in args.images])  # (N, 1, 28, 28)
+    for path, chances in zip(args.images, predict(model, pictures), strict=True):
+        first, second = chances.topk(2).indices.tolist()
+        print(f"{path}: {first} ({100 * chances[first]:.1f} %), "
+              f"then {second} ({100 * chances[second]:.1f} %)")  # fmt: skip
+    return 0
+
+
+def do_notebooks(args: argparse.Namespace) -> int:
+    import papermill
+
+    from . import headless
+
+    began = time.time()
+    notebooks = headless.find_notebooks(args.names)
+    parameters = {name: _value(text) for name, text in args.parameter}
+    headless.check_parameters(notebooks, parameters)
+    try:
+        if args.in_place:
+            if parameters:
+                raise ConfigError("--in-place runs notebooks as committed; give no parameters")
+            headless.execute_in_place(notebooks)
+            return 0
+        digits = load_mnist()
+        folder = headless.run_notebooks(notebooks, parameters, args.folder)
+    except papermill.PapermillExecutionError as error:
+        print(f"error: cell {error.exec_count} failed: {error.ename}: {error.evalue}",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    print("\n" + headless.summarise(folder, digits, began))
+    return 0
+
+
+def _value(text: str) -> object:
+    """Read a parameter's value: None, true, false, a number, else text."""
+    words = {"None": None, "null": None, "true": True, "True": True, "false": False, "False": False}
+    if text in words:
+        return words[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def do_report(args: argparse.Namespace) -> int:
+    changed = write_report(check=args.check)
+    print("README.md is " + ("not up to date" if args.check and changed else "up to date"))
+    return int(args.check and changed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code; a user's mistake gets a sentence, no traceback."""
+    args = parse(arguments)
+    try:
+        return globals()[f"do_{args.command}"](args)
+    except (CheckpointError, ConfigError, DatasetError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

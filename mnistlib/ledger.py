@@ -1,0 +1,179 @@
+"""The ledger: one CSV row per finished run, one per epoch; and the README's generated blocks."""
+
+import csv
+import io
+import json
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .budget import Budget
+from .checkpoint import versions
+from .config import outputs_folder, runs_folder
+from .evaluate import Evaluation
+from .train import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# what a row says is written down in outputs/README.md
+COLUMNS = (
+    "recipe", "config_hash", "seed", "source", "split", "model", "parameters",
+    "multiply_accumulates", "epochs", "n_val", "val_accuracy", "val_loss", "train_accuracy",
+    "train_loss", "n_test", "test_accuracy", "test_loss", "seconds", "memory_mb",
+    "checkpoint_bytes", "device", "threads", "torch", "python", "platform", "commit", "finished",
+    "config",
+)  # fmt: skip
+EPOCH_COLUMNS = (
+    "config_hash", "seed", "epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr",
+    "seconds",
+)  # fmt: skip
+
+
+def record(
+    run: Run,
+    test: Evaluation | None = None,
+    folder: Path | None = None,
+    memory_mb: float | None = None,
+) -> dict[str, object]:
+    """Append a finished run to `runs.csv` and its epochs to `history.csv`; return the row.
+
+    A run that is there already (same config hash and seed) is not written again.
+
+    Args:
+        run: the run; interrupted ones are refused.
+        test: its final weights on the test set, where they were evaluated.
+        folder: the ledger's folder; by default `runs_folder()`, which git ignores.
+        memory_mb: peak resident size the run added, in MB.
+
+    Raises:
+        ValueError: the run was interrupted.
+    """
+    if run.interrupted:
+        raise ValueError("an interrupted run has no row in the ledger; resume it first")
+    folder = folder or runs_folder()
+    digest, last, known = run.config.hash(run.source), run.history[-1], versions()
+    row = {
+        "recipe": run.config.recipe,
+        "config_hash": digest,
+        "seed": run.config.seed,
+        "source": run.source,
+        "split": run.config.split,
+        "model": run.config.model,
+        "parameters": run.parameters,
+        "multiply_accumulates": Budget(run.model).multiply_accumulates,
+        "epochs": run.config.epochs,
+        "n_val": run.n_val,
+        "val_accuracy": round(last["val_acc"], 4),
+        "val_loss": round(last["val_loss"], 6),
+        "train_accuracy": round(last["train_acc"], 4),
+        "train_loss": round(last["train_loss"], 6),
+        "n_test": test.n if test else None,
+        "test_accuracy": round(test.accuracy, 4) if test else None,
+        "test_loss": round(test.loss, 6) if test else None,
+        "seconds": round(run.seconds, 1),
+        "memory_mb": None if memory_mb is None else round(memory_mb),
+        "checkpoint_bytes": run.checkpoint.stat().st_size if run.checkpoint else None,
+        "device": run.device,
+        "threads": run.threads,
+        "torch": known["torch"],
+        "python": known["python"],
+        "platform": known["platform"],
+        "commit": _commit(),
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config": json.dumps(asdict(run.config)),
+    }
+    if (digest, run.config.seed) not in _known(folder / "runs.csv"):
+        epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
+        for e in epochs:
+            e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
+        _append(folder / "history.csv", EPOCH_COLUMNS, epochs)
+        _append(folder / "runs.csv", COLUMNS, [row])
+    return row
+
+
+def _append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+    """Append rows in one write, so that two processes do not mix their lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    with path.open("ab") as file:
+        file.write(text.getvalue().encode())
+
+
+def _known(path: Path) -> set[tuple[str, int]]:
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {(row["config_hash"], int(row["seed"])) for row in csv.DictReader(file)}
+
+
+def _commit() -> str:
+    """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table of the committed ledger: `runs` or `history`, in the order of its rows."""
+    import pandas as pd
+
+    path = (folder or outputs_folder() / "results") / f"{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; the ledger is part of the repository")
+    return pd.read_csv(path, dtype={"config_hash": str, "commit": str})
+
+
+BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
+
+
+def headline(folder: Path | None = None) -> str:
+    """Return the README's headline table, a row per recipe, from the committed ledger."""
+    lines = [
+        "| recipe | parameters | epochs | seeds | validation accuracy, mean (range) | "
+        "test accuracy, mean (range) | seconds | memory added | checkpoint |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    runs = read_results(folder=folder)
+    for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
+        val, test = (_mean_range(rows[f"{part}_accuracy"]) for part in ("val", "test"))
+        lines.append(
+            f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | {rows['epochs'].iloc[0]} | "
+            f"{len(rows)} | {val} | {test} | {rows['seconds'].median():.0f} | "
+            f"{rows['memory_mb'].max():.0f} MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB |"
+        )
+    return "\n".join(lines)
+
+
+def _mean_range(values: "pd.Series") -> str:
+    if values.isna().any():
+        return "not evaluated"
+    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
+
+
+def write_report(check: bool = False, readme: Path | None = None) -> bool:
+    """Renew the generated blocks of the README; return whether they were out of date.
+
+    Raises:
+        ValueError: a block's marks are missing.
+    """
+    readme = readme or outputs_folder().parent / "README.md"
+    text = new = readme.read_text(encoding="utf-8")
+    for name, block in {"headline": headline()}.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if new.count(begin) != 1 or new.count(end) != 1:
+            raise ValueError(f"{readme} must have the marks {begin} and {end} once each")
+        before, after = new.split(begin)[0], new.split(end)[1]
+        new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text and not check:
+        readme.write_text(new, encoding="utf-8")
+    return new != text
