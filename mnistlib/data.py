@@ -1,12 +1,10 @@
 """MNIST as uint8 tensors in memory: found, verified by SHA-256, split."""
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
-import subprocess
-import sys
-import time
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from .download import cache_folder, download
 
 
 class DatasetError(Exception):
@@ -34,8 +34,6 @@ FILES: dict[str, tuple[str, tuple[int, ...]]] = {
 }  # fmt: skip
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SPLIT_SEED = 0  # the same validation images for every run, so that seeds can be paired
-STALLED = 30.0  # seconds without a new byte after which a download is given up
-RETRY_AFTER = 600.0  # seconds for which a failed download is not tried again
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,48 +96,28 @@ def load_mnist(source: str | Path = "auto") -> Digits:
         return read_folder(Path(source))
     if folder := os.environ.get("MNISTLIB_DATA"):
         return read_folder(Path(folder))
-    cache = cache_folder()
     try:
-        return _cached(cache, patient=source == "auto")
+        return _cached_or_downloaded(patient=source == "auto")
     except DatasetError as error:
         if source == "mnist":
             raise
         warnings.warn(
             "USING THE EMBEDDED SAMPLE of 5,000 digits, which has no test set: its results say "
-            f"little about MNIST. The reason: {error}. For the full data set MNISTLIB_DATA to a "
-            "folder with the four idx files",
+            f"little about MNIST. The reason: {error}",
             stacklevel=2,
         )
     return load_sample()
 
 
-def _cached(cache: Path, patient: bool) -> Digits:
-    """Read the digits from the cache, downloading them first where they are missing or damaged.
-
-    A patient caller does not wait again for a download that failed in the last ten minutes:
-    four notebooks in a row would otherwise hang four times.
-    """
-    try:
+def _cached_or_downloaded(patient: bool) -> Digits:
+    cache = cache_folder()
+    with contextlib.suppress(DatasetError):  # nothing there, or cut off: torchvision mends it
         return read_folder(cache)
-    except DatasetError:
-        pass  # nothing there, or a download that was cut off, which torchvision mends
-    failed = cache / "download-failed"
-    if patient and failed.is_file() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
-        raise DatasetError(f"{failed.read_text()}; it is tried again after ten minutes")
     try:
-        download(cache)
-    except DatasetError as error:
-        if cache.is_dir():
-            failed.write_text(str(error))
-        raise
-    failed.unlink(missing_ok=True)
+        download(cache, patient)
+    except OSError as error:
+        raise DatasetError(f"{error}; set MNISTLIB_DATA to a folder with the four files") from None
     return read_folder(cache)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `mnistlib` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "mnistlib"
 
 
 def read_folder(folder: Path) -> Digits:
@@ -225,43 +203,6 @@ def parse_idx(raw: bytes | bytearray, name: str = "idx data") -> np.ndarray:
     if dimensions == 1 and values.size and values.max() > 9:
         raise DatasetError(f"{name} has a label {values.max()}; labels are digits from 0 to 9")
     return values
-
-
-# Run in a process of its own, because nothing else can stop a name look-up that hangs
-_DOWNLOAD = "import sys, torchvision; torchvision.datasets.MNIST(sys.argv[1], download=True)"
-
-
-def download(cache: Path) -> None:
-    """Fetch MNIST with torchvision into `cache`; given up after 30 s without a new byte."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"the cache folder {cache} cannot be made ({error})") from error
-    print(f"Downloading MNIST (11 MB) into {cache}", file=sys.stderr)
-    command = [sys.executable, "-c", _DOWNLOAD, str(cache)]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as child:
-        size, since = 0, time.monotonic()
-        while True:
-            try:
-                _, errors = child.communicate(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                now = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file())
-                if now != size:
-                    size, since = now, time.monotonic()
-                elif time.monotonic() - since > STALLED:
-                    child.kill()
-                    raise DatasetError(
-                        f"the download of MNIST stood still for {STALLED:.0f} s and was given up"
-                    ) from None
-            except BaseException:
-                child.kill()
-                raise
-    if child.returncode:
-        last = (errors.strip().splitlines() or ["no message"])[-1]
-        raise DatasetError(f"MNIST cannot be downloaded ({last})")
 
 
 def load_sample() -> Digits:

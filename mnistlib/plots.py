@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from torch import Tensor, nn
+from torch import Tensor
 
 from .augment import random_affine
-from .budget import Budget, Layer
 from .config import Config
 from .train import Run
 
@@ -24,40 +22,22 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, PUBLISHED, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
-# the same colour for the same layer in every figure
-LAYER_COLORS = {
-    "conv1": "#92dadd", "conv2": "#3f90da", "conv3": "#1f5f99", "onecross": "#b9ac70",
-    "conv4": "#ffa90e", "conv5": "#e76300", "conv6": "#bd1f01",
-}  # fmt: skip
 
 
 @contextmanager
-def _figure(
+def figure(
     title: str, subtitle: str = "", size: tuple[float, float] = (7, 3.5), **grid: object
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """Make a titled figure in the project's style; the axes come as a flat array."""
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=size, squeeze=False, **grid)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        fig, axes = plt.subplots(figsize=size, squeeze=False, **grid)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         if subtitle:
             axes.flat[0].set_title(subtitle, fontsize=8.5, fontweight="normal", color="#555555")
-        yield figure, axes.ravel()
+        yield fig, axes.ravel()
 
 
-def _group(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """Gather the layers with weights to multiply by under their top-level names, in order."""
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        if layer.multiply_accumulates:
-            groups.setdefault(layer.name.split(".")[0], []).append(layer)
-    return groups
-
-
-def _color(name: str) -> str:
-    return LAYER_COLORS.get(name, QUIET)
-
-
-def _show_digit(ax: Axes, image: Tensor) -> None:
+def show_digit(ax: Axes, image: Tensor) -> None:
     """Draw one image `(1, 28, 28)` or `(28, 28)` without axes."""
     side = image.shape[-1]
     ax.imshow(image.reshape(side, side).float().cpu(), cmap="gray_r")
@@ -72,139 +52,19 @@ def digits(images: Tensor, labels: Tensor, title: str, captions: Sequence[str] =
     """Draw images `(N, 1, 28, 28)` in rows of ten, each under its label or caption."""
     n = len(images)
     rows = math.ceil(n / 10)
-    with _figure(title, size=(7, 0.25 + 0.88 * rows), nrows=rows, ncols=10) as (_, axes):
+    with figure(title, size=(7, 0.25 + 0.88 * rows), nrows=rows, ncols=10) as (_, axes):
         for i, ax in enumerate(axes):
             if i >= n:
                 ax.axis("off")
                 continue
-            _show_digit(ax, images[i])
+            show_digit(ax, images[i])
             caption = captions[i] if captions else str(int(labels[i]))
             ax.set_title(caption, fontsize=8, fontweight="normal", loc="center")
 
 
-def architecture(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw the network from left to right: map shapes, and on a digit what one value can see.
-
-    Args:
-        budget: of the network.
-        image: `(1, 28, 28)`, the digit on which the receptive fields are laid.
-        title: the finding.
-    """
-    blocks = [layer for layer in budget.layers if layer.multiply_accumulates]
-    with _figure(title, size=(7, 3.1), nrows=2, ncols=len(blocks), height_ratios=(1.5, 1)) as (
-        figure,
-        axes,
-    ):
-        deepest = max(layer.shape[0] for layer in blocks)
-        for column, layer in enumerate(blocks):
-            ax, below = axes[column], axes[len(blocks) + column]
-            _draw_maps(ax, layer, deepest)
-            _draw_field(below, image, layer.receptive_field, _color(layer.name.split(".")[0]))
-        figure.supxlabel(
-            "above: maps of each convolution; below: input pixels that one of its values can see",
-            fontsize=8, color="#555555",
-        )  # fmt: skip
-
-
-def _draw_maps(ax: Axes, layer: Layer, deepest: int) -> None:
-    """Draw a layer's output as a stack of squares, one per channel, sized like the map."""
-    channels, side, _ = layer.shape
-    color = _color(layer.name.split(".")[0])
-    size, step = max(side / 28, 0.08), 0.035
-    for k in reversed(range(channels)):
-        corner = (k * step, k * step)
-        ax.add_patch(Rectangle(corner, size, size, facecolor=color, edgecolor="white", lw=0.4))
-    ax.set(xlim=(-0.05, 1 + deepest * step), ylim=(-0.05, 1 + deepest * step), aspect="equal")
-    ax.axis("off")
-    text = f"{layer.name}\n{channels}x{side}x{side}"
-    ax.set_title(text, fontsize=7.5, fontweight="normal", loc="center")
-
-
-def _draw_field(ax: Axes, image: Tensor, field: int, color: str, centre: float = 13.5) -> None:
-    """Draw the square of side `field` around the middle of a digit, cut at its border."""
-    _show_digit(ax, image)
-    low, high = max(centre - field / 2, -0.5), min(centre + field / 2, 27.5)
-    square = Rectangle((low, low), high - low, high - low, fill=True, alpha=0.25, color=color)
-    ax.add_patch(square)
-    ax.add_patch(Rectangle((low, low), high - low, high - low, fill=False, color=color, lw=1.5))
-    ax.set_xlabel(f"{field}x{field}", fontsize=7.5)
-
-
-def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw, for each convolution, the input square that one of its values can see."""
-    groups = _group(budget.layers)
-    with _figure(title, size=(7, 1.6), ncols=len(groups)) as (_, axes):
-        for ax, (name, layers) in zip(axes, groups.items(), strict=True):
-            _draw_field(ax, image, layers[-1].receptive_field, _color(name))
-            ax.set_title(name, fontsize=8, fontweight="normal", loc="center")
-
-
-def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: str) -> None:
-    """Draw what the named layers of a network answer to one image `(1, 28, 28)` uint8.
-
-    A row per layer, a column per channel (the first eight); red above zero, blue below.
-    """
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, out, name=name: seen.update({name: out[0].detach().float().cpu()})
-        )
-        for name in layers
-    ]
-    with torch.no_grad():
-        model.eval()(image.unsqueeze(0))
-    for hook in hooks:
-        hook.remove()
-    with _figure(title, size=(7, 0.3 + 0.86 * len(layers)), nrows=len(layers), ncols=8) as (
-        _,
-        axes,
-    ):
-        for row, name in enumerate(layers):
-            limit = float(seen[name].abs().max())
-            for column in range(8):
-                ax = axes[row * 8 + column]
-                ax.imshow(seen[name][column], cmap="RdBu_r", vmin=-limit, vmax=limit)
-                ax.set(xticks=[], yticks=[])
-                ax.grid(False)
-            axes[row * 8].set_ylabel(name, fontsize=8)
-
-
-def budget(counted: Budget, title: str) -> None:
-    """Draw where parameters, multiply-accumulates and activation memory go, and what layers see."""
-    groups = _group(counted.layers)
-    with _figure(title, size=(7, 3.8), nrows=2, height_ratios=(1.5, 1)) as (_, (bars, fields)):
-        kinds = ("parameters", "multiply_accumulates")
-        for y, kind in enumerate(kinds):
-            _share_bar(bars, y, {g: sum(getattr(m, kind) for m in ms) for g, ms in groups.items()})
-        bars.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
-        bars.invert_yaxis()
-        bars.set(xlim=(0, 100), xlabel="share of all convolutions (%)")
-        bars.grid(False)
-        sides = [layers[-1].receptive_field for layers in groups.values()]
-        fields.bar(range(len(groups)), sides, color=[_color(g) for g in groups], width=0.6)
-        for x, side in enumerate(sides):
-            fields.annotate(f"{side}", (x, side), ha="center", va="bottom", fontsize=8)
-        fields.axhline(28, color=PUBLISHED, lw=1, ls="--")
-        fields.annotate("image", (-0.45, 29), fontsize=8, color=PUBLISHED)
-        fields.set_xticks(range(len(groups)), list(groups))
-        fields.set(ylabel="receptive field\n(pixels)", ylim=(0, 50))
-
-
-def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
-    """Draw one stacked bar of shares in percent, labelled where there is room."""
-    left, total = 0.0, sum(counts.values())
-    for name, count in counts.items():
-        share = 100 * count / total
-        ax.barh(y, share, left=left, color=_color(name), edgecolor="white", height=0.7)
-        if share > 4:
-            text = f"{name}\n{share:.1f} %"
-            ax.annotate(text, (left + share / 2, y), ha="center", va="center", fontsize=7.5)
-        left += share
-
-
 def bars(values: dict[str, float], title: str, label: str, highlight: str = "") -> None:
     """Draw named values as horizontal bars on a log axis, each with its number."""
-    with _figure(title, size=(7, 0.7 + 0.32 * len(values))) as (_, (ax,)):
+    with figure(title, size=(7, 0.7 + 0.32 * len(values))) as (_, (ax,)):
         names = list(values)
         colors = [VALIDATION if name == highlight else TRAIN for name in names]
         ax.barh(names, list(values.values()), color=colors, height=0.65)
@@ -231,7 +91,7 @@ def onecycle(run: Run, title: str) -> None:
     warm = run.config.pct_start * run.config.epochs * steps / max(len(run.history), 1)
     warm = min(warm / run.config.epochs, steps)
     where = "validation images" + (" of the embedded sample" if run.source == "sample" else "")
-    with _figure(title, _about(run), size=(7, 5), nrows=3, sharex=True) as (_, axes):
+    with figure(title, _about(run), size=(7, 5), nrows=3, sharex=True) as (_, axes):
         rate, loss, error = axes
         rate.plot(run.curve["lr"], color="#832db6")
         rate.set(ylabel="learning rate")
@@ -287,7 +147,7 @@ def convergence(
         rows = pd.DataFrame(curves.history).assign(seed=curves.config.seed)
     else:
         rows, about = curves, f"ours: mean and range of n = {curves['seed'].nunique()} seeds"
-    with _figure(title, about, size=(7, 3.6), ncols=2) as (_, (loss, error)):
+    with figure(title, about, size=(7, 3.6), ncols=2) as (_, (loss, error)):
         for name, color in (("train", TRAIN), ("val", VALIDATION)):
             word = {"train": "training", "val": "validation"}[name]
             _band(loss, rows, f"{name}_loss", color, word)
@@ -323,7 +183,7 @@ def _band(ax: Axes, rows: "pd.DataFrame", column: str, color: str, label: str) -
 
 def intervals(rows: "Sequence[tuple[str, float, float, float]]", title: str, label: str) -> None:
     """Draw labelled values with their intervals `(name, value, low, high)`, one under another."""
-    with _figure(title, size=(7, 0.9 + 0.3 * len(rows))) as (_, (ax,)):
+    with figure(title, size=(7, 0.9 + 0.3 * len(rows))) as (_, (ax,)):
         for y, (_, value, low, high) in enumerate(rows):
             ax.plot([low, high], [y, y], color=TRAIN, lw=2)
             ax.plot(value, y, "o", color=TRAIN, ms=5)

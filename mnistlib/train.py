@@ -4,10 +4,7 @@ import copy
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augment import random_affine
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, versions
+from .checkpoint import resumable_state, save_checkpoint, versions
 from .config import Config, runs_folder
 from .data import Digits
 from .evaluate import evaluate
+from .process import collected_interrupts, settings
 from .state import TrainingState, learning_rates, pick_device
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
@@ -104,8 +102,8 @@ def train(
     folder = folder or runs_folder() / config.run_name(digits.source)
     train_ids, val_ids = digits.split(config.split)
     checkpoint = Path(resume) if resume is not None else None
-    state = _resumable(checkpoint, config, digits.source) if checkpoint else None
-    with _settings(config), _interrupts() as interrupted:
+    state = resumable_state(checkpoint, config, digits.source) if checkpoint else None
+    with settings(config.threads, config.seed), collected_interrupts() as interrupted:
         t = TrainingState(config, device, len(train_ids))
         if state:
             t.restore(state)
@@ -179,43 +177,6 @@ def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
     t.step += 1
 
 
-@contextmanager
-def _settings(config: Config) -> Iterator[None]:
-    """Set threads and seed for the length of a run; what the process had comes back after."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        try:
-            if config.threads:
-                torch.set_num_threads(config.threads)
-            torch.manual_seed(config.seed)
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of raising it, so that a run stops between two steps, not within one.
-
-    A second Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread alone.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    usual = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: object) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, usual)
-
-
 def _check_finite(t: TrainingState) -> None:
     """Stop a run whose loss is no longer finite, naming the first such step."""
     bad = (~torch.isfinite(t.loss[: t.step])).nonzero().flatten()
@@ -268,21 +229,6 @@ def _save(
     if previous and previous != path and previous.parent == folder:
         previous.unlink(missing_ok=True)
     return path
-
-
-def _resumable(path: Path, config: Config, source: str) -> dict[str, Any]:
-    """Return the training state of a checkpoint, if it is one of this very run."""
-    content = load_checkpoint(path)
-    saved = Config(**content["config"])
-    if (saved.hash(content["source"])) != config.hash(source):
-        wanted = asdict(config) | {"data source": source}
-        there = asdict(saved) | {"data source": content["source"]}
-        differ = [f"{k} {there[k]!r} there, {wanted[k]!r} here" for k in wanted]
-        differ = [d for d, k in zip(differ, wanted, strict=True) if there[k] != wanted[k]]
-        raise CheckpointError(
-            f"{path} is of another run ({'; '.join(differ)}); resume with the same settings"
-        )
-    return content["training"]
 
 
 class _Table:
