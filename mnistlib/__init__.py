@@ -6,11 +6,17 @@ Importing it needs torch and numpy and does nothing else; plots and tables impor
 
 from .augment import random_affine
 from .budget import Budget, requirements
-from .checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    published_checkpoint,
+    save_checkpoint,
+)
 from .config import RECIPES, Config, ConfigError, configure
 from .data import DatasetError, Digits, load_mnist
 from .evaluate import Evaluation, evaluate, predict
-from .ledger import read_results, record
+from .ledger import quote, read_results, record
 from .model import MODELS, build
 from .state import learning_rates
 from .stats import wilson_interval
@@ -36,6 +42,8 @@ __all__ = [
     "load_mnist",
     "load_model",
     "predict",
+    "published_checkpoint",
+    "quote",
     "random_affine",
     "read_results",
     "record",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import CheckpointError, load_checkpoint, load_model
-from .config import RECIPES, Config, ConfigError, configure, outputs_folder
+from .checkpoint import CheckpointError, load_checkpoint, load_model, published_checkpoint
+from .config import RECIPES, Config, ConfigError, configure
 from .data import DatasetError, load_mnist
 from .evaluate import evaluate, predict, read_picture
 from .ledger import record, write_report
@@ -99,14 +99,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="auto", help="auto, mnist, sample or a folder")
-
-
-def published_checkpoint() -> Path:
-    """Return the checkpoint that comes with the repository."""
-    found = sorted((outputs_folder() / "checkpoints").glob("*.pth"))
-    if not found:
-        raise CheckpointError("no published checkpoint is here; name one with --checkpoint")
-    return found[-1]
 
 
 def do_train(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, outputs_folder
 from .model import build
 
 FORMAT = 1
@@ -177,6 +177,18 @@ def load_model(path: str | Path) -> nn.Module:
         model = build(content["config"]["model"], dropout=content["config"]["dropout"])
     model.load_state_dict(content["model_state_dict"])
     return model.eval()
+
+
+def published_checkpoint() -> Path:
+    """Return the path of the checkpoint that comes with the repository.
+
+    Raises:
+        CheckpointError: there is none, as outside a clone.
+    """
+    found = sorted((outputs_folder() / "checkpoints").glob("*.pth"))
+    if not found:
+        raise CheckpointError("no published checkpoint is here; name one yourself")
+    return found[-1]
 
 
 def resumable_state(path: Path, config: Config, source: str) -> dict[str, Any]:

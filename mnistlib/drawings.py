@@ -75,7 +75,7 @@ def _draw_field(ax: Axes, image: Tensor, field: int, color: str, centre: float =
     square = Rectangle((low, low), high - low, high - low, fill=True, alpha=0.25, color=color)
     ax.add_patch(square)
     ax.add_patch(Rectangle((low, low), high - low, high - low, fill=False, color=color, lw=1.5))
-    ax.set_xlabel(f"{field}x{field}", fontsize=7.5)
+    ax.set_xlabel(f"{field}x{field}" + (" (all)" if field >= 28 else ""), fontsize=7.5)
 
 
 def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
@@ -114,6 +114,7 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: 
                 ax.imshow(seen[name][column], cmap="RdBu_r", vmin=-limit, vmax=limit)
                 ax.set(xticks=[], yticks=[])
                 ax.grid(False)
+                ax.spines[:].set_visible(False)
             axes[row * 8].set_ylabel(name, fontsize=8)
 
 
@@ -121,12 +122,14 @@ def budget(counted: Budget, title: str) -> None:
     """Draw where parameters, multiply-accumulates and activation memory go, and what layers see."""
     groups = _group(counted.layers)
     with figure(title, size=(7, 3.8), nrows=2, height_ratios=(1.5, 1)) as (_, (bars, fields)):
-        kinds = ("parameters", "multiply_accumulates")
-        for y, kind in enumerate(kinds):
-            _share_bar(bars, y, {g: sum(getattr(m, kind) for m in ms) for g, ms in groups.items()})
+        weights = {g: sum(layer.parameters for layer in ls) for g, ls in groups.items()}
+        weights["norms"] = counted.parameters - sum(weights.values())
+        work = {g: sum(layer.multiply_accumulates for layer in ls) for g, ls in groups.items()}
+        _share_bar(bars, 0, weights)
+        _share_bar(bars, 1, work)
         bars.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
         bars.invert_yaxis()
-        bars.set(xlim=(0, 100), xlabel="share of all convolutions (%)")
+        bars.set(xlim=(0, 100), xlabel="share (%)")
         bars.grid(False)
         sides = [layers[-1].receptive_field for layers in groups.values()]
         fields.bar(range(len(groups)), sides, color=[_color(g) for g in groups], width=0.6)
@@ -144,7 +147,42 @@ def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
     for name, count in counts.items():
         share = 100 * count / total
         ax.barh(y, share, left=left, color=_color(name), edgecolor="white", height=0.7)
-        if share > 4:
-            text = f"{name}\n{share:.1f} %"
-            ax.annotate(text, (left + share / 2, y), ha="center", va="center", fontsize=7.5)
+        if share > 3.5:
+            wide = share > 6
+            text = f"{name}\n{share:.1f} %" if wide else f"{name} {share:.1f} %"
+            white = name in ("conv3", "conv6")
+            ax.annotate(
+                text,
+                (left + share / 2, y),
+                ha="center",
+                va="center",
+                fontsize=7.5 if wide else 6.5,
+                rotation=0 if wide else 90,
+                color="white" if white else "black",
+            )
         left += share
+
+
+def evidence(model: nn.Module, image: Tensor, title: str) -> None:
+    """Draw, for each class, how much each place of an image `(1, 28, 28)` adds to its logit.
+
+    A head that is one convolution over the whole map is a sum over places: the 7x7 shares shown
+    here add up to the logit exactly. Red speaks for the class, blue against it.
+    """
+    seen: list[Tensor] = []
+    head = model.get_submodule("conv6")
+    hook = head.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        logits = model.eval()(image.unsqueeze(0))[0]  # (10,)
+        shares = (head.weight * seen[0]).sum(1)  # (10, 16, 7, 7) * (1, 16, 7, 7) -> (10, 7, 7)
+    hook.remove()
+    assert torch.allclose(shares.sum((1, 2)), logits, atol=1e-4)
+    limit = float(shares.abs().max())
+    with figure(title, size=(7, 3.1), nrows=2, ncols=5) as (_, axes):
+        for c, ax in enumerate(axes):
+            show_digit(ax, image)
+            box = (-0.5, 27.5, 27.5, -0.5)
+            ax.imshow(shares[c], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.65, extent=box)
+            weight = "bold" if c == int(logits.argmax()) else "normal"
+            text = f"{c}: logit {logits[c]:.1f}"
+            ax.set_title(text, fontsize=8, fontweight=weight, loc="center")

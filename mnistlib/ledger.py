@@ -133,6 +133,24 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
     return pd.read_csv(path, dtype={"config_hash": str, "commit": str})
 
 
+def quote(recipe: str, folder: Path | None = None) -> str:
+    """Say in a sentence what the committed runs of a recipe reach at their last epoch.
+
+    Raises:
+        ValueError: the ledger has no run of that recipe.
+    """
+    runs = read_results(folder=folder)
+    rows = runs[runs["recipe"] == recipe]
+    if rows.empty:
+        raise ValueError(f"the ledger has no run of the recipe {recipe!r}")
+    val, last = rows["val_accuracy"], rows.iloc[-1]
+    return (
+        f"{recipe}: {val.mean():.2f} % validation accuracy after {last['epochs']} epochs, mean of "
+        f"n = {len(rows)} seeds (range {val.min():.2f} to {val.max():.2f}), last epoch, "
+        f"{last['n_val']:,} images, {last['parameters']:,} parameters"
+    )
+
+
 BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
 
 

@@ -191,3 +191,24 @@ def intervals(rows: "Sequence[tuple[str, float, float, float]]", title: str, lab
                         textcoords="offset points", fontsize=8)  # fmt: skip
         ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
         ax.set(xlabel=label, ylim=(len(rows) - 0.5, -0.7))
+
+
+def lines(
+    x: Sequence[float],
+    curves: dict[str, Sequence[float]],
+    title: str,
+    labels: tuple[str, str],
+    *,
+    log: bool = False,
+    subtitle: str = "",
+) -> None:
+    """Draw named curves over the same `x`, each labelled at its end; `labels` are of x and y."""
+    with figure(title, subtitle, size=(7, 2.9)) as (_, (ax,)):
+        for name, values in curves.items():
+            (line,) = ax.plot(
+                x[: len(values)], values, marker="o" if len(values) < 30 else "", ms=3
+            )
+            end = (x[len(values) - 1], values[-1])
+            ax.annotate(f" {name}", end, color=line.get_color(), va="center", fontsize=8,
+                        annotation_clip=False)  # fmt: skip
+        ax.set(xlabel=labels[0], ylabel=labels[1], yscale="log" if log else "linear")

@@ -78,6 +78,7 @@ def train(
     *,
     folder: Path | None = None,
     eval_every: int = 0,
+    save: bool = True,
     verbose: bool = True,
 ) -> Run:
     """Train the network of a Config and return the Run; a checkpoint is saved after every epoch.
@@ -91,6 +92,7 @@ def train(
         resume: checkpoint of the same config and data source to continue from.
         folder: where checkpoints go; by default one of the run's own under `runs_folder()`.
         eval_every: also evaluate every so many steps, for `Run.curve`; 0: once an epoch.
+        save: write checkpoints; without them a run cannot be resumed.
         verbose: print one table row per epoch.
 
     Raises:
@@ -133,7 +135,8 @@ def train(
                     t.history.append(row | {"seconds": t.seconds})
                     table.row(t.history[-1])
                 kept = t.state()
-                checkpoint = _save(kept, t, digits, folder, checkpoint)
+                if save:
+                    checkpoint = _save(kept, t, digits, folder, checkpoint)
         except KeyboardInterrupt:  # a second Ctrl-C: back to what the last checkpoint holds
             interrupted.append(signal.SIGINT)
             t.restore(kept)
