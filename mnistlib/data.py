@@ -154,7 +154,7 @@ def read_file(path: Path, limit: int) -> bytearray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = bytearray(limit + 1)  # filled in place: one copy of the pixels, not three
             n = 0
-            while n < len(raw) and (got := file.readinto(memoryview(raw)[n:])):
+            while got := file.readinto(memoryview(raw)[n : n + 2**20]):
                 n += got
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error

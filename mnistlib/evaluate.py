@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .data import DatasetError
 from .stats import wilson_interval
 
-BATCH = 500  # images at a time: small enough to keep memory low, large enough to be fast
+BATCH = 128  # images at a time; more would cost memory and gain no time
 
 
 @dataclass(frozen=True, repr=False)
