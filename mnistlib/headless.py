@@ -80,6 +80,7 @@ def run_notebooks(
             {k: v for k, v in parameters.items() if k in own},
             cwd=str(path.parent),
             kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],
             progress_bar={"bar_format": "  {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"},
         )
         extract_figures(folder / path.name, folder / "figures")

@@ -29,6 +29,8 @@ def figure(
     title: str, subtitle: str = "", size: tuple[float, float] = (7, 3.5), **grid: object
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """Make a titled figure in the project's style; the axes come as a flat array."""
+    # loads the backend now: within the style, the settings it makes would be undone at the end
+    plt.draw_if_interactive()
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(figsize=size, squeeze=False, **grid)
         fig.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
@@ -212,3 +214,20 @@ def lines(
             ax.annotate(f" {name}", end, color=line.get_color(), va="center", fontsize=8,
                         annotation_clip=False)  # fmt: skip
         ax.set(xlabel=labels[0], ylabel=labels[1], yscale="log" if log else "linear")
+
+
+def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:
+    """Draw how often each digit `(N,)` was read as which other `(N,)`; right answers are left out.
+
+    A confusion matrix of an accurate classifier is all diagonal; without it the errors show.
+    """
+    import seaborn
+
+    counts = torch.zeros(10, 10, dtype=torch.int64)
+    counts.index_put_((labels.long(), predictions.long()), torch.ones(len(labels)).long(), True)
+    wrong = counts.fill_diagonal_(0).numpy()
+    with figure(title, f"{wrong.sum()} errors of n = {len(labels):,}", size=(7, 4)) as (_, (ax,)):
+        seaborn.heatmap(wrong, annot=wrong, mask=wrong == 0, cmap="OrRd", cbar=False, square=True,
+                        linewidths=0.5, linecolor="#e6e6e6", ax=ax, fmt="d")  # fmt: skip
+        ax.set(xlabel="read as", ylabel="digit")
+        ax.grid(False)

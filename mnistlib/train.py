@@ -3,7 +3,6 @@
 import copy
 import math
 import signal
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from .checkpoint import resumable_state, save_checkpoint, versions
 from .config import Config, runs_folder
 from .data import Digits
 from .evaluate import evaluate
-from .process import collected_interrupts, settings
+from .process import Table, collected_interrupts, settings
 from .state import TrainingState, learning_rates, pick_device
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
@@ -113,7 +112,7 @@ def train(
         val = digits.train_images[val_ids], digits.train_labels[val_ids]
         kept = t.state()
         threads = torch.get_num_threads()
-        table = _Table(verbose and t.step < t.total_steps)
+        table = Table(verbose and t.step < t.total_steps)
         try:
             while t.step < t.total_steps and not interrupted:
                 begin = time.perf_counter() - t.seconds
@@ -124,7 +123,7 @@ def train(
                         t.evals.append([t.step, evaluate(t.published, *val).error])
                     if t.step % CHECK_EVERY == 0:
                         _check_finite(t)
-                        table.progress(t)
+                        table.progress(t.step, t.steps_per_epoch)
                     if interrupted:
                         break
                 _check_finite(t)
@@ -232,29 +231,3 @@ def _save(
     if previous and previous != path and previous.parent == folder:
         previous.unlink(missing_ok=True)
     return path
-
-
-class _Table:
-    """Prints the reference's table, a row per epoch, and on a terminal the steps in between."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-        self.live = shown and sys.stderr.isatty()
-        if shown:
-            print("Epoch  Train Loss  Val Loss  Train Acc  Val Acc  LR        Seconds")
-
-    def progress(self, t: TrainingState) -> None:
-        if self.live:
-            epoch, step = divmod(t.step - 1, t.steps_per_epoch)
-            text = f"\repoch {epoch + 1}, step {step + 1} of {t.steps_per_epoch} "
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def row(self, h: dict[str, float]) -> None:
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        if self.shown:
-            print(
-                f"{h['epoch']:5d}  {h['train_loss']:10.4f}  {h['val_loss']:8.4f}  "
-                f"{h['train_acc']:8.2f}%  {h['val_acc']:6.2f}%  {h['lr']:.6f}  {h['seconds']:7.1f}",
-                flush=True,
-            )
