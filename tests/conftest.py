@@ -1,4 +1,4 @@
-"""What the tests share: tiny digits made up on the spot, folders of their own, a quiet matplotlib."""
+"""What the tests share: tiny digits made on the spot, folders of their own, quiet matplotlib."""
 
 import os
 

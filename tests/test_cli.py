@@ -1,0 +1,323 @@
+"""The command line: commands do their job, and a mistake gets one sentence and costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mnistlib import Config, evaluate, load_checkpoint, load_model, random_affine, train
+from mnistlib.__main__ import _value, main
+
+LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
+QUICK = ["--epochs", "2", "--epoch-images", "250", "--batch-size", "25", "--ema-decay", "0.8",
+         "--device", "cpu", "--threads", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_digits, tmp_path_factory):
+    """Return a run that reads the tiny digits, trained once for all tests."""
+    config = Config(epochs=3, batch_size=25, epoch_images=500, max_lr=0.02, device="cpu", threads=1)
+    return train(config, tiny_digits, folder=tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def loads_tiny(tiny_digits, monkeypatch):
+    """Have the commands read the tiny digits, and return what they asked for."""
+    asked = []
+    monkeypatch.setattr("mnistlib.__main__.load_mnist", lambda s: asked.append(s) or tiny_digits)
+    return asked
+
+
+@pytest.fixture
+def desk(trained, tmp_path, monkeypatch):
+    """Stand in a folder with a checkpoint, a broken one, a text and a picture of a digit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MNISTLIB_DATA", "unset")  # no test reads, or fetches, the real digits
+    raw = trained.checkpoint.read_bytes()
+    Path("good.pth").write_bytes(raw)
+    Path("broken.pth").write_bytes(raw[:-1000])
+    Path("text.png").write_text("no picture")
+    return tmp_path
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def picture(images: torch.Tensor, number: int, path: str) -> str:
+    Image.fromarray(images[number, 0].numpy()).save(path)
+    return path
+
+
+def ends_with_an_error_line(arguments, capsys) -> str:
+    """Run a command that must fail, and return what it says."""
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in out + err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("train --recipe slow", "recipe is 'slow'"),
+        ("train --model vgg", "model is 'vgg'"),
+        ("train --device tpu", "device is 'tpu'"),
+        ("train --epochs 0", "epochs is 0"),
+        ("train --epochs 2.5", "epochs is '2.5'"),
+        ("train --max-lr abc", "max_lr is 'abc'"),
+        ("train --max-lr nan", "max_lr is 'nan'"),
+        ("train --data nowhere", "nowhere is not a folder"),
+        ("train --data good.pth", "good.pth is not a folder"),
+        ("train --data .", "has no train-images-idx3-ubyte"),
+        ("train --resume broken.pth", "broken.pth"),
+        ("train --resume missing.pth", "missing.pth"),
+        ("train --resume good.pth --epochs 9", "--resume"),
+        ("train --resume good.pth --seed 0", "--resume"),
+        ("train --resume good.pth --recipe reference", "--resume"),
+        ("evaluate broken.pth", "broken.pth"),
+        ("evaluate text.png", "text.png"),
+        ("evaluate missing.pth", "missing.pth"),
+        ("evaluate good.pth --data nowhere", "nowhere is not a folder"),
+        ("predict text.png --checkpoint good.pth", "text.png"),
+        ("predict missing.png --checkpoint good.pth", "missing.png"),
+        ("predict text.png --checkpoint broken.pth", "broken.pth"),
+        ("notebooks no-such-notebook", "no-such-notebook"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_changes_nothing(desk, capsys, arguments, named):
+    before = files(desk)
+    assert named in ends_with_an_error_line(arguments.split(), capsys)
+    assert files(desk) == before
+
+
+def test_a_device_that_is_not_here_is_an_error(desk, capsys):
+    here = torch.accelerator.current_accelerator(check_available=True)
+    missing = "mps" if here and here.type != "mps" else "xpu"
+    before = files(desk)
+    arguments = ["train", "--device", missing, "--data", "nowhere"]
+    assert f"device is '{missing}'" in ends_with_an_error_line(arguments, capsys)
+    assert files(desk) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "fly", "train --learning-rate 1", "train --epochs", "predict", "evaluate a b"],
+)
+def test_a_wrong_command_line_exits_with_2(desk, capsys, arguments):
+    before = files(desk)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    assert "usage: python -m mnistlib" in capsys.readouterr().err
+    assert files(desk) == before
+
+
+def test_a_folder_that_is_a_file_is_an_error(desk, capsys, loads_tiny):
+    before = files(desk)
+    message = ends_with_an_error_line(["train", *QUICK, "--folder", "text.png"], capsys)
+    assert "text.png" in message
+    assert files(desk) == before
+
+
+def test_a_ledger_that_cannot_be_written_is_an_error(desk, capsys, loads_tiny):
+    message = ends_with_an_error_line(["train", *QUICK, "--ledger", "text.png"], capsys)
+    assert "text.png" in message
+    assert Path("text.png").read_text() == "no picture"
+
+
+@pytest.mark.parametrize("missing", ["README.md", "marks", "runs.csv"])
+def test_a_report_that_cannot_be_written_is_an_error(desk, capsys, monkeypatch, missing):
+    monkeypatch.setattr("mnistlib.ledger.outputs_folder", lambda: desk / "outputs")
+    if missing != "runs.csv":
+        monkeypatch.setattr("mnistlib.ledger.headline", lambda: "a table")
+        monkeypatch.setattr("mnistlib.ledger.promises", lambda: "a table")
+    if missing != "README.md":
+        Path("README.md").write_text("no marks")
+    before = files(desk)
+    assert missing in ends_with_an_error_line(["report"], capsys)
+    assert files(desk) == before
+
+
+@pytest.mark.parametrize(("changed", "code"), [(True, 1), (False, 0)])
+def test_checking_the_report_says_whether_it_is_up_to_date(capsys, monkeypatch, changed, code):
+    monkeypatch.setattr("mnistlib.__main__.write_report", lambda check: check and changed)
+    assert main(["report", "--check"]) == code
+    assert capsys.readouterr().out == f"README.md is {'not ' * changed}up to date\n"
+
+
+def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folder, tiny_digits):
+    assert main(["train", *QUICK, "--data", "mnist", "--seed", "5", "--test"]) == 0
+    out, err = capsys.readouterr()
+    assert (loads_tiny, err) == (["mnist"], "")
+    (checkpoint,) = runs_folder.rglob("*.pth")
+    content = load_checkpoint(checkpoint)
+    config = Config(**content["config"])
+    assert (config.seed, config.epochs, config.ema_decay, config.degrees) == (5, 2, 0.8, 8.0)
+    assert checkpoint.parent.name == config.run_name("mnist")
+    seen = evaluate(load_model(checkpoint), tiny_digits.test_images, tiny_digits.test_labels)
+    title, *rows = out.splitlines()
+    assert title.startswith("Epoch  Train Loss  Val Loss")
+    assert [row.split()[0] for row in rows[:2]] == ["1", "2"]
+    assert rows[2].startswith("reference: ")
+    assert rows[3:] == [f"test: {seen}", f"checkpoint: {checkpoint}"]
+    row = (runs_folder / "runs.csv").read_text().splitlines()[1]
+    assert row.startswith(f"custom,{config.hash('mnist')},5,mnist,random,reference,13912,")
+    assert f",{seen.n},{seen.accuracy:.1f}," in row
+
+
+def test_train_without_settings_is_the_fast_recipe(monkeypatch, loads_tiny):
+    asked = []
+
+    def remember(config, *args, **kwargs):
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnistlib.__main__.train", remember)
+    assert main(["train"]) == 130
+    assert main(["train", "--recipe", "reference", "--seed", "1"]) == 130
+    assert [(c.recipe, c.seed) for c in asked] == [("fast", 0), ("reference", 1)]
+    assert loads_tiny == ["auto", "auto"]
+
+
+def test_evaluate_says_what_a_checkpoint_reaches(desk, capsys, loads_tiny, trained, tiny_digits):
+    assert main(["evaluate", "good.pth"]) == 0
+    out, err = capsys.readouterr()
+    said = {line[:12].strip(): line[12:] for line in out.splitlines()}
+    test = evaluate(trained.model, tiny_digits.test_images, tiny_digits.test_labels)
+    assert err == ""
+    assert said["test"] == str(test)
+    assert said["validation"].startswith(f"{trained.history[-1]['val_acc']:.2f} % of 100 images")
+    assert said["network"] == "reference, 13,912 parameters"
+    assert "3 of 3 epochs" in said["training"]
+
+
+def test_evaluate_on_digits_of_another_source_says_so(
+    desk, capsys, monkeypatch, trained, tiny_digits
+):
+    sample = replace(tiny_digits, test_images=None, test_labels=None, source="sample")
+    monkeypatch.setattr("mnistlib.__main__.load_mnist", lambda source: sample)
+    assert main(["evaluate", "good.pth"]) == 0
+    said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
+    assert "'mnist'" in said["note"]
+    assert "validation" not in said
+    assert said["test"].startswith("none")
+
+
+def test_predict_says_which_digit_each_picture_shows(desk, capsys, trained, tiny_digits):
+    seen = evaluate(trained.model, tiny_digits.test_images, tiny_digits.test_labels)
+    assert seen.accuracy > 95  # else a wrong prediction would say nothing
+    guesses = trained.model(tiny_digits.test_images).argmax(1)
+    paths = [picture(tiny_digits.test_images, i, f"{i}.png") for i in range(12)]
+    assert main(["predict", *paths, "--checkpoint", "good.pth"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [f"{path}:", str(int(guess))] for path, guess in zip(paths, guesses, strict=False)
+    ]
+    assert all(line.endswith(" %)") and ", then " in line for line in lines)
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_bits(
+    desk, capsys, monkeypatch, loads_tiny, runs_folder
+):
+    assert main(["train", *QUICK, "--folder", "whole", "--ledger", "whole"]) == 0
+    whole = load_checkpoint(next(Path("whole").glob("*.pth")))["model_state_dict"]
+    calls = []
+
+    def distort(*args):
+        calls.append(1)
+        if len(calls) == 13:
+            signal.raise_signal(signal.SIGINT)
+        return random_affine(*args)
+
+    with monkeypatch.context() as m:
+        m.setattr(LOOP, "random_affine", distort)
+        capsys.readouterr()
+        assert main(["train", *QUICK]) == 130
+    (checkpoint,) = runs_folder.rglob("*.pth")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"Go on with: python -m mnistlib train --resume {checkpoint}"
+    assert not (runs_folder / "runs.csv").exists()
+    assert main(["train", "--resume", str(checkpoint)]) == 0
+    (resumed,) = runs_folder.rglob("*.pth")
+    weights = load_checkpoint(resumed)["model_state_dict"]
+    assert all(torch.equal(weights[k], whole[k]) for k in whole)
+    assert len((runs_folder / "runs.csv").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_outside_of_training_ends_with_130(capsys, monkeypatch):
+    def interrupted(source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnistlib.__main__.load_mnist", interrupted)
+    assert main(["train"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_help_explains_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # wide enough not to break a text
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for field in fields(Config):
+        option = f"--{field.name.replace('_', '-')} {field.type.__name__}"
+        assert f"{option} {field.metadata['help']}" in said
+
+
+def test_a_mistake_in_a_process_of_its_own_leaves_no_traceback(desk):
+    command = [sys.executable, "-m", "mnistlib", "predict", "text.png", "--checkpoint", "good.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: text.png cannot be read as a picture")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_importing_the_package_does_nothing_else(tmp_path):
+    script = """
+import json, os, random, signal, sys
+import numpy, torch
+
+def process():
+    return (
+        torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+        torch.get_num_threads(), torch.get_default_dtype(), os.environ.copy(),
+        torch.are_deterministic_algorithms_enabled(), signal.getsignal(signal.SIGINT),
+    )
+
+before = process()
+import mnistlib
+assert process() == before
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True,
+        cwd=tmp_path, env=os.environ | {"MNISTLIB_RUNS": str(tmp_path / "runs")},
+    )  # fmt: skip
+    loaded = set(json.loads(done.stdout))
+    assert "mnistlib" in loaded
+    heavy = {"torchvision", "matplotlib", "pandas", "scipy", "papermill", "sklearn", "seaborn",
+             "mlxtend", "torchinfo", "nbformat", "PIL"}  # fmt: skip
+    assert not loaded & heavy
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("None", None), ("null", None), ("true", True), ("False", False), ("1", 1), ("-3", -3),
+        ("1e-2", 0.01), ("2.0", 2.0), ("text", "text"), ("", ""), ("1 2", "1 2"),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_parameter_is_read(text, value):
+    assert (_value(text), type(_value(text))) == (value, type(value))

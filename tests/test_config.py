@@ -1,0 +1,210 @@
+"""Settings: cast or refused with a sentence, frozen, hashed; the recipes' learning rates."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from mnistlib import MODELS, RECIPES, Config, ConfigError, configure, learning_rates
+
+# after each epoch, from the reference's table
+PUBLISHED = [
+    "0.001808", "0.005205", "0.008599", "0.010000", "0.009903",
+    "0.009618", "0.009156", "0.008534", "0.007776", "0.006911",
+    "0.005973", "0.004998", "0.004022", "0.003084", "0.002220",
+    "0.001463", "0.000841", "0.000380", "0.000096", "0.000000",
+]  # fmt: skip
+
+# for every field that changes the result, a value that is not its default
+OTHER = {
+    "model": "reference-pooled", "epochs": 4, "batch_size": 64, "epoch_images": 1000,
+    "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3, "weight_decay": 0.0, "dropout": 0.1,
+    "label_smoothing": 0.1, "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
+    "ema_decay": 0.9, "split": "last", "seed": 1,
+}  # fmt: skip
+NO_RESULT = {"device": "cpu", "threads": 2}
+
+every_recipe = pytest.mark.parametrize("name", list(RECIPES))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("max_lr", "1e-2", 0.01),
+        ("max_lr", 1, 1.0),
+        ("max_lr", " 0.5 ", 0.5),
+        ("epochs", 20.0, 20),
+        ("epochs", "20", 20),
+        ("epochs", "20.0", 20),
+        ("seed", "1e3", 1000),
+        ("seed", 1e3, 1000),
+        ("threads", "0", 0),
+        ("degrees", "0", 0.0),
+        ("optimizer", " sgd ", "sgd"),
+    ],
+)
+def test_values_from_papermill_are_cast(name, given, kept):
+    value = getattr(Config(**{name: given}), name)
+    assert value == kept
+    assert type(value) is type(kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("epochs", 0, "from 1 to"),
+        ("epochs", "-1", "from 1 to"),
+        ("epochs", "3.5", "a whole number"),
+        ("epochs", 3.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", None, "a whole number"),
+        ("epochs", math.inf, "a whole number"),
+        pytest.param("epochs", 10**400, "a whole number", id="epochs-larger than a float"),
+        ("epochs", [3], "a whole number"),
+        ("batch_size", 1, "from 2 to 60000"),
+        ("seed", -1, "from 0 to"),
+        ("seed", "nan", "a whole number"),
+        ("max_lr", "abc", "a finite number"),
+        ("max_lr", "", "a finite number"),
+        ("max_lr", math.nan, "a finite number"),
+        ("max_lr", "nan", "a finite number"),
+        ("max_lr", math.inf, "a finite number"),
+        ("max_lr", "-inf", "a finite number"),
+        ("max_lr", True, "a finite number"),
+        ("max_lr", 0.0, "from 1e-08 to 100"),
+        ("dropout", 1.0, "from 0 to 0.95"),
+        ("pct_start", -0.1, "from 0 to 1"),
+        ("ema_decay", 1.0, "from 0 to 0.999999"),
+        ("model", "resnet", "one of " + ", ".join(MODELS)),
+        ("model", 3, "a name"),
+        ("device", "tpu", "one of auto, cpu, cuda, mps, xpu"),
+        ("split", "half", "one of random, last, none"),
+        ("optimizer", "lion", "one of adamw, adam, sgd"),
+    ],
+)
+def test_a_refusal_names_the_field_the_value_and_what_is_allowed(name, value, allowed):
+    with pytest.raises(ConfigError) as refused:
+        Config(**{name: value})
+    text = str(refused.value)
+    assert text.startswith((f"{name} is {value!r}, ", f"{name} is {value}, "))  # as given or cast
+    assert allowed in text
+
+
+def test_an_unknown_recipe_or_setting_is_refused_with_the_choices():
+    with pytest.raises(ConfigError, match=r"^recipe is 'quick'.* one of " + ", ".join(RECIPES)):
+        configure("quick")
+    with pytest.raises(ConfigError, match=r"no setting 'epoch'; there are .*epochs"):
+        configure("fast", epoch=5)
+
+
+def test_a_refusal_is_a_value_error():
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_a_config_is_frozen():
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 5
+
+
+def test_every_field_that_changes_the_result_changes_the_hash():
+    assert {f.name for f in dataclasses.fields(Config)} == OTHER.keys() | NO_RESULT.keys()
+    hashes = [Config().hash("mnist"), Config().hash("sample")]
+    hashes += [Config(**{name: value}).hash("mnist") for name, value in OTHER.items()]
+    assert len(set(hashes)) == len(OTHER) + 2
+    assert all(len(h) == 8 and int(h, 16) >= 0 for h in hashes)
+
+
+@pytest.mark.parametrize("name", list(NO_RESULT))
+def test_device_and_threads_do_not_change_the_hash(name):
+    config = Config(**{name: NO_RESULT[name]})
+    assert config != Config()
+    assert config.hash("mnist") == Config().hash("mnist")
+
+
+def test_a_value_has_one_hash_however_it_is_written():
+    assert Config(max_lr="2e-2", epochs=4.0) == Config(max_lr=0.02, epochs="4")
+    written = {Config(max_lr=v).hash("mnist") for v in (0.02, "0.02", "2e-2")}
+    assert len(written) == 1
+
+
+def test_equal_configs_have_equal_hashes():
+    assert Config(degrees="-0") == Config(degrees=0)
+    assert Config(degrees="-0").hash("mnist") == Config(degrees=0).hash("mnist")
+
+
+@every_recipe
+def test_none_keeps_the_recipes_own_value(name):
+    nothing = dict.fromkeys([*OTHER, *NO_RESULT])
+    assert configure(name, **nothing) == configure(name) == RECIPES[name]
+    assert configure(name, **(nothing | {"epochs": "7"})).epochs == 7
+
+
+def test_without_a_name_the_recipe_is_fast():
+    assert configure() == RECIPES["fast"]
+
+
+@every_recipe
+def test_seed_device_and_threads_leave_a_recipe_what_it_is(name):
+    assert configure(name).recipe == name
+    assert configure(name, seed=7, device="cpu", threads=1).recipe == name
+
+
+@every_recipe
+@pytest.mark.parametrize("field", [f for f in OTHER if f != "seed"])
+def test_any_other_change_makes_it_custom(name, field):
+    values = {OTHER[field], getattr(Config(), field)} - {getattr(RECIPES[name], field)}
+    assert all(configure(name, **{field: value}).recipe == "custom" for value in values)
+    assert values
+
+
+def test_a_run_is_named_after_its_source_recipe_hash_and_seed():
+    config = configure("reference", seed=3)
+    assert config.run_name("mnist") == f"reference-{config.hash('mnist')}-seed3"
+    assert config.run_name("sample") == f"sample-reference-{config.hash('sample')}-seed3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "augments"),
+    [({}, False), ({"degrees": 1}, True), ({"pixels": 1}, True), ({"scale": 0.1}, True),
+     ({"shear": 1}, True), ({"dropout": 0.5}, False)],
+)  # fmt: skip
+def test_any_range_above_zero_augments(settings, augments):
+    assert Config(**settings).augments is augments
+
+
+def epoch_ends(batches):
+    rates = learning_rates(RECIPES["reference"], batches)
+    assert len(rates) == 20 * batches + 1
+    return [f"{rate:.6f}" for rate in rates[batches::batches]]
+
+
+def test_391_batches_an_epoch_reproduce_all_twenty_published_learning_rates():
+    assert len(PUBLISHED) == 20
+    assert epoch_ends(391) == PUBLISHED
+
+
+def test_469_batches_all_60000_images_do_not_reproduce_them():
+    assert epoch_ends(469) != PUBLISHED
+
+
+def test_the_reference_recipe_takes_391_batches_from_50000_images():
+    recipe = RECIPES["reference"]
+    assert recipe.epoch_images == 0
+    assert recipe.split == "random"
+    assert math.ceil(50_000 / recipe.batch_size) == 391
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.15, 0.5, 1.0])
+def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(pct_start):
+    config = Config(epochs=1, max_lr=0.01, pct_start=pct_start)
+    rates = learning_rates(config, 10)
+    assert len(rates) == 11
+    assert 0 < max(rates) <= 0.01
+
+
+def test_looking_at_learning_rates_leaves_the_random_state_as_it_was():
+    random_state = torch.get_rng_state()
+    learning_rates(Config(epochs=1), 3)
+    assert torch.equal(torch.get_rng_state(), random_state)
