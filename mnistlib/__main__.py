@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description="Train a network, a table row per epoch. Ctrl-C ends it after the step it is "
         "in, with a checkpoint that --resume takes up. Settings not given are the recipe's own.",
     )
-    p.add_argument("--recipe", default="fast", help=f"{' or '.join(RECIPES)} (default: fast)")
+    p.add_argument("--recipe", help=f"{' or '.join(RECIPES)} (default: fast)")
     p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set")
     p.add_argument("--test", action="store_true", help="evaluate the final weights on the test set")
     p.add_argument("--folder", type=Path, help="where the checkpoint goes")
@@ -104,12 +104,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def do_train(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in fields(Config)}
     if args.resume:
-        if any(v is not None for v in given.values()):
+        if args.recipe or any(v is not None for v in given.values()):
             raise ConfigError("--resume goes on with a run as it was set; give no settings with it")
         config = Config(**load_checkpoint(args.resume)["config"])
     else:
-        config = configure(args.recipe, **given)
-    pick_device(config.device)  # refused before digits are looked for
+        config = configure(args.recipe or "fast", **given)
+    # what cannot be is refused before digits are looked for
+    pick_device(config.device)
+    for name, folder in {"--folder": args.folder, "--ledger": args.ledger}.items():
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{name} {folder} cannot be a folder ({error.strerror})") from None
     # the first optimizer makes torch import its compiler, which is most of the memory that follows
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
     with_optimizer = peak_memory_mb()
@@ -118,7 +125,10 @@ def do_train(args: argparse.Namespace) -> int:
     peak = peak_memory_mb()
     print(run)
     if run.interrupted:
-        print(f"Go on with: python -m mnistlib train --resume {run.checkpoint}")
+        if run.checkpoint:
+            print(f"Go on with: python -m mnistlib train --resume {run.checkpoint}")
+        else:
+            print("Interrupted before the first checkpoint: start again")
         return 130
     test = None
     if args.test and digits.test_images is not None:
@@ -189,7 +199,11 @@ def _value(text: str) -> object:
 
 
 def do_report(args: argparse.Namespace) -> int:
-    changed = write_report(check=args.check)
+    try:
+        changed = write_report(check=args.check)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print("README.md is " + ("not up to date" if args.check and changed else "up to date"))
     return int(args.check and changed)
 

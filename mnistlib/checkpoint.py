@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ KEYS: dict[str, type] = {
     "versions": dict,
 }
 
+TRAINING = {
+    "weights", "optimizer", "scheduler", "average", "rng", "device_rng", "order", "distort", "step",
+    "seconds", "loss", "correct", "history", "evals",
+}  # fmt: skip
+
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be saved, trusted or used: says which, why and what to do."""
@@ -55,10 +60,16 @@ def versions() -> dict[str, str]:
     }
 
 
-def checkpoint_name(accuracy: float) -> str:
-    """Name of a checkpoint saved now: `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, or `accNA`."""
+def checkpoint_path(folder: Path, accuracy: float) -> Path:
+    """Return a free path: `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, the time now or soon after.
+
+    Without an accuracy (nan) the name ends in `accNA`.
+    """
     shown = "NA" if math.isnan(accuracy) else f"{accuracy:.2f}"
-    return f"mnist_model_{datetime.now():%Y%m%d_%H%M%S}_acc{shown}.pth"
+    moment = datetime.now()
+    while (path := folder / f"mnist_model_{moment:%Y%m%d_%H%M%S}_acc{shown}.pth").exists():
+        moment += timedelta(seconds=1)  # another run saved in this second: its file stays
+    return path
 
 
 def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
@@ -75,11 +86,12 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
     body = bytearray(buffer.getvalue())
     body[-2:] = TRAILER.to_bytes(2, "little")  # last field of a zip file: length of the comment
     raw = bytes(body) + MARK + hashlib.sha256(body).hexdigest().encode()
-    path = folder / checkpoint_name(content["accuracy"])
+    path = checkpoint_path(folder, content["accuracy"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".saving-", suffix=".pth", dir=folder)
         try:
+            Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
             with os.fdopen(handle, "wb") as file:
                 file.write(raw)
                 file.flush()
@@ -116,7 +128,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         size = path.stat().st_size
-        raw = path.read_bytes() if size <= LARGEST else b""
+        # a device or a pipe has no size and may have no end
+        raw = path.read_bytes() if size <= LARGEST and not path.is_fifo() and size else b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path") from None
     body, trailer = raw[:-TRAILER], raw[-TRAILER:]
@@ -157,10 +170,20 @@ def check_content(content: Any, path: Path | str) -> None:
     try:
         config = Config(**content["config"])
     except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path} has a config that cannot be ({error})") from None
-    expected = build(config.model).state_dict()
+        raise CheckpointError(
+            f"{path} has a config that cannot be ({error}); use another file"
+        ) from None
+    missing = (set(asdict(config)) - set(content["config"])) | (TRAINING - set(content["training"]))
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; use another file")
+    expected = _blank_model(config).state_dict()
     weights = content["model_state_dict"]
-    shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in weights.items()}
+    shapes = {
+        k: tuple(v.shape)
+        if isinstance(v, Tensor) and v.layout == torch.strided and v.device.type == "cpu"
+        else None
+        for k, v in weights.items()
+    }
     if shapes != {k: tuple(v.shape) for k, v in expected.items()}:
         raise CheckpointError(
             f"{path} does not hold the tensors of the model {config.model!r}; use another file"
@@ -170,11 +193,16 @@ def check_content(content: Any, path: Path | str) -> None:
         raise CheckpointError(f"{path} has values that are not finite in {broken[0]}; train again")
 
 
+def _blank_model(config: Config) -> nn.Module:
+    """Return a network whose weights will be overwritten; the random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return build(config.model, config.dropout)
+
+
 def load_model(path: str | Path) -> nn.Module:
     """Return the network of a checkpoint, ready to predict."""
     content = load_checkpoint(path)
-    with torch.random.fork_rng(devices=[]):  # its initial weights are overwritten at once
-        model = build(content["config"]["model"], dropout=content["config"]["dropout"])
+    model = _blank_model(Config(**content["config"]))
     model.load_state_dict(content["model_state_dict"])
     return model.eval()
 

@@ -4,7 +4,8 @@ import base64
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -65,12 +66,30 @@ def run_notebooks(
         ConfigError: a parameter is unknown or cannot be.
         papermill.PapermillExecutionError: a cell failed; its notebook is in the folder.
     """
-    import papermill
-
     check_parameters(notebooks, parameters)
     folder = folder or runs_folder() / f"{datetime.now():%Y%m%d_%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["MNISTLIB_RUNS"] = str(folder.resolve())  # the kernels inherit it
+    with _runs_in(folder):
+        _execute(notebooks, parameters, folder)
+    return folder
+
+
+@contextmanager
+def _runs_in(folder: Path) -> Iterator[None]:
+    """Have kernels that are started now write their runs into a folder; they inherit the name."""
+    usual = os.environ.get("MNISTLIB_RUNS")
+    os.environ["MNISTLIB_RUNS"] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ["MNISTLIB_RUNS"]
+        if usual is not None:
+            os.environ["MNISTLIB_RUNS"] = usual
+
+
+def _execute(notebooks: Sequence[Path], parameters: Mapping[str, Any], folder: Path) -> None:
+    import papermill
+
     for number, path in enumerate(notebooks, 1):
         print(f"[{number}/{len(notebooks)}] {path.name}", file=sys.stderr, flush=True)
         own = papermill.inspect_notebook(str(path))
@@ -84,7 +103,6 @@ def run_notebooks(
             progress_bar={"bar_format": "  {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"},
         )
         extract_figures(folder / path.name, folder / "figures")
-    return folder
 
 
 def extract_figures(notebook: Path, folder: Path) -> list[Path]:
@@ -152,7 +170,7 @@ def describe(checkpoint: Path, digits: Digits) -> list[tuple[str, str]]:
         ("data", repr(digits)),
         ("network", f"{config.model}, {n:,} parameters"),
         ("training", f"{config.recipe}, seed {config.seed}, {len(content['history'])} of "
-         f"{config.epochs} epochs in {seconds:.0f} s on {content['versions']['device']}"),
+         f"{config.epochs} epochs in {seconds:.0f} s on {content['versions'].get('device')}"),
     ]  # fmt: skip
     if content["source"] != digits.source:
         rows.append(("note", f"trained on the source {content['source']!r}, so validation is out"))

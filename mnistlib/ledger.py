@@ -1,9 +1,12 @@
 """The ledger: one CSV row per finished run, one per epoch; and the README's generated blocks."""
 
+import contextlib
 import csv
 import io
 import json
+import os
 import subprocess
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,11 +91,13 @@ def record(
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config": json.dumps(asdict(run.config)),
     }
-    if (digest, run.config.seed) not in _known(folder / "runs.csv"):
+    key = (digest, run.config.seed)
+    if key not in _known(folder / "history.csv"):  # asked apart: a kill may come between the two
         epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
         for e in epochs:
             e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
         _append(folder / "history.csv", EPOCH_COLUMNS, epochs)
+    if key not in _known(folder / "runs.csv"):
         _append(folder / "runs.csv", COLUMNS, [row])
     return row
 
@@ -100,12 +105,17 @@ def record(
 def _append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
     """Append rows in one write, so that two processes do not mix their lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
     if not path.exists():
-        writer.writeheader()
-    writer.writerows(rows)
-    with path.open("ab") as file:
+        # header and name come into being together: of two processes, one makes the file
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".ledger-") as new:
+            new.write(",".join(columns) + "\n")
+            new.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(new.name, path)
+                path.chmod(0o644)
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    with path.open("ab", buffering=0) as file:
         file.write(text.getvalue().encode())
 
 
@@ -217,8 +227,8 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     text = new = readme.read_text(encoding="utf-8")
     for name, block in {"headline": headline(), "promises": promises()}.items():
         begin, end = BEGIN.format(name), END.format(name)
-        if new.count(begin) != 1 or new.count(end) != 1:
-            raise ValueError(f"{readme} must have the marks {begin} and {end} once each")
+        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
+            raise ValueError(f"{readme} must have the marks {begin} and {end} once, in order")
         before, after = new.split(begin)[0], new.split(end)[1]
         new = f"{before}{begin}\n{block}\n{end}{after}"
     if new != text and not check:

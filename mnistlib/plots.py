@@ -65,7 +65,7 @@ def digits(images: Tensor, labels: Tensor, title: str, captions: Sequence[str] =
 
 
 def bars(values: dict[str, float], title: str, label: str, highlight: str = "") -> None:
-    """Draw named values as horizontal bars on a log axis, each with its number."""
+    """Draw named values as horizontal bars, each with its number."""
     with figure(title, size=(7, 0.7 + 0.32 * len(values))) as (_, (ax,)):
         names = list(values)
         colors = [VALIDATION if name == highlight else TRAIN for name in names]
@@ -73,7 +73,7 @@ def bars(values: dict[str, float], title: str, label: str, highlight: str = "") 
         for y, value in enumerate(values.values()):
             ax.annotate(f" {value:,.0f}", (value, y), va="center", fontsize=8)
         ax.invert_yaxis()
-        ax.set(xscale="log", xlabel=label, xlim=(None, 2 * max(values.values())))
+        ax.set(xlabel=label, xlim=(0, 1.12 * max(values.values())))
         ax.grid(axis="y", visible=False)
 
 

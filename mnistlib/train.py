@@ -133,9 +133,10 @@ def train(
                 if ended:
                     t.history.append(row | {"seconds": t.seconds})
                     table.row(t.history[-1])
-                kept = t.state()
-                if save:
-                    checkpoint = _save(kept, t, digits, folder, checkpoint)
+                now = t.state()
+                if save:  # `kept` and the checkpoint move together, also if a save is torn apart
+                    checkpoint = _save(now, t, digits, folder, checkpoint)
+                kept = now
         except KeyboardInterrupt:  # a second Ctrl-C: back to what the last checkpoint holds
             interrupted.append(signal.SIGINT)
             t.restore(kept)
@@ -180,11 +181,14 @@ def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
 
 
 def _check_finite(t: TrainingState) -> None:
-    """Stop a run whose loss is no longer finite, naming the first such step."""
+    """Stop a run whose loss or weights are no longer finite, naming the first such step."""
     bad = (~torch.isfinite(t.loss[: t.step])).nonzero().flatten()
-    if len(bad):
+    step = int(bad[0]) + 1 if len(bad) else t.step
+    tensors = [*t.model.state_dict().values(), *t.published.state_dict().values()]
+    if len(bad) or not all(torch.isfinite(v).all() for v in tensors):
+        what = "loss is" if len(bad) else "weights are"  # the last update may break them unseen
         raise TrainingError(
-            f"the loss is not finite at step {int(bad[0]) + 1} of {t.total_steps}; the likely "
+            f"the {what} not finite at step {step} of {t.total_steps}; the likely "
             f"cause is too high a learning rate (max_lr is {t.config.max_lr:g}): try a tenth of "
             "it. The checkpoints of earlier epochs are as they were"
         )

@@ -23,7 +23,7 @@ def tiny_digits() -> Digits:
     """600 training and 100 test images that a network learns in seconds: a bright bar per class."""
     g = torch.Generator().manual_seed(0)
     n = 700
-    labels = torch.arange(n, dtype=torch.uint8) % 10
+    labels = (torch.arange(n) % 10).to(torch.uint8)
     images = torch.randint(0, 60, (n, 1, 28, 28), generator=g, dtype=torch.uint8)
     for i, label in enumerate(labels.tolist()):
         images[i, 0, 4:24, 2 + 2 * label : 5 + 2 * label] = 220

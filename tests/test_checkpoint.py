@@ -28,7 +28,7 @@ from mnistlib import (
     save_checkpoint,
     train,
 )
-from mnistlib.checkpoint import KEYS, LARGEST, MARK, TRAILER, checkpoint_name
+from mnistlib.checkpoint import KEYS, LARGEST, MARK, TRAILER, checkpoint_path
 from mnistlib.state import TrainingState
 
 NAME = re.compile(r"mnist_model_\d{8}_\d{6}_acc(\d+\.\d\d|NA)\.pth")
@@ -86,8 +86,16 @@ def changed(content, **keys):
 
 
 @pytest.mark.parametrize(("accuracy", "ending"), [(99.41, "99.41"), (100.0, "100.00")])
-def test_the_name_holds_time_and_accuracy(accuracy, ending):
-    assert NAME.fullmatch(checkpoint_name(accuracy))[1] == ending
+def test_the_name_holds_time_and_accuracy(accuracy, ending, tmp_path):
+    assert NAME.fullmatch(checkpoint_path(tmp_path, accuracy).name)[1] == ending
+
+
+def test_a_name_that_is_taken_is_left_alone(tmp_path):
+    first = checkpoint_path(tmp_path, 99.0)
+    first.touch()
+    second = checkpoint_path(tmp_path, 99.0)
+    assert second != first
+    assert NAME.fullmatch(second.name)
 
 
 def test_an_unknown_accuracy_is_na_in_the_name(content, folder):

@@ -254,6 +254,18 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
     assert len((runs_folder / "runs.csv").read_text().splitlines()) == 2
 
 
+def test_a_run_stopped_before_its_first_checkpoint_names_none(
+    capsys, monkeypatch, loads_tiny, runs_folder
+):
+    def distort(*args):
+        raise KeyboardInterrupt  # as a second Ctrl-C does
+
+    monkeypatch.setattr(LOOP, "random_affine", distort)
+    assert main(["train", *QUICK]) == 130
+    assert "None" not in capsys.readouterr().out
+    assert list(runs_folder.rglob("*.pth")) == []
+
+
 def test_ctrl_c_outside_of_training_ends_with_130(capsys, monkeypatch):
     def interrupted(source):
         raise KeyboardInterrupt

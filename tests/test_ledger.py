@@ -193,8 +193,12 @@ for i in range(200):
     writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]
     for writer in writers:
         writer.stdout.readline()  # it has imported everything
+    for writer in writers:  # both, before either is waited for
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     for writer in writers:
-        writer.communicate("go\n", timeout=60)
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
     rows = rows_of(path)
     for mark in "ab":
         own = [row["what"] for row in rows if row["who"] == mark]
