@@ -43,10 +43,16 @@ def random_affine(
     # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
     zoom_x, zoom_y = 1 / (1 + u[:, 2] * scale), 1 / (1 + u[:, 3] * scale)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # coordinates run from -1 to 1, so a shift of p pixels is 2p / width
+    # coordinates run from -1 to 1 along both sides, so a shift of p pixels is 2p / width, and
+    # what turns or slants one axis into the other must be scaled by the ratio of the sides
+    tall = height / width
     rows = (
-        torch.stack((cos * zoom_x, (cos * slant - sin) * zoom_y, u[:, 4] * 2 * pixels / width), 1),
-        torch.stack((sin * zoom_x, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height), 1),
+        torch.stack(
+            (cos * zoom_x, (cos * slant - sin) * zoom_y * tall, u[:, 4] * 2 * pixels / width), 1
+        ),
+        torch.stack(
+            (sin * zoom_x / tall, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height), 1
+        ),
     )
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)  # (N, C, H, W)

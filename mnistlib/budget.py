@@ -122,26 +122,35 @@ def _trace(model: nn.Module, image: Tensor) -> list[Layer]:
     layers: list[Layer] = []
     field, stride = [1, 1], [1, 1]  # rows, columns: in input pixels
 
-    def note(name: str, layer: nn.Module, out: Tensor) -> None:
+    counted: set[nn.Module] = set()  # a layer that is called twice has its parameters once
+
+    def note(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
         macs = 0
         if isinstance(layer, nn.Conv2d):
             per_output = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
             macs = out.numel() * per_output
         elif isinstance(layer, nn.Linear):
             macs = out.numel() * layer.in_features
+            field[:] = [max(f, side) for f, side in zip(field, image.shape[2:], strict=True)]
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             for i in range(2):
                 reach = (_pair(layer.kernel_size)[i] - 1) * _pair(getattr(layer, "dilation", 1))[i]
                 field[i] += reach * stride[i]
                 stride[i] *= _pair(layer.stride)[i]
-        own = sum(p.numel() for p in layer.parameters())
+        elif isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            for i in range(2):
+                into, outof = seen.shape[2 + i], out.shape[2 + i]
+                field[i] += (into - (outof - 1) * (into // outof) - 1) * stride[i]
+                stride[i] *= into // outof
+        own = 0 if layer in counted else sum(p.numel() for p in layer.parameters())
+        counted.add(layer)
         shape = tuple(out.shape[1:])
         kind = type(layer).__name__.lstrip("_")
         layers.append(Layer(name, kind, shape, own, macs, 4 * out.numel(), max(field)))
 
     for name, layer in model.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(lambda m, _, out, name=name: note(name, m, out))
+            layer.register_forward_hook(lambda m, x, out, name=name: note(name, m, x[0], out))
     with torch.no_grad():
         model(image)
     return layers

@@ -73,7 +73,7 @@ class Config:
         _within("batch_size", self.batch_size, 2, 60_000)
         _within("epoch_images", self.epoch_images, 0, 10_000_000)
         _within("max_lr", self.max_lr, 1e-8, 100.0)
-        _within("pct_start", self.pct_start, 0.0, 1.0)
+        _within("pct_start", self.pct_start, 0.0, 0.95)
         _within("weight_decay", self.weight_decay, 0.0, 10.0)
         _within("dropout", self.dropout, 0.0, 0.95)
         _within("label_smoothing", self.label_smoothing, 0.0, 0.95)
@@ -119,8 +119,8 @@ def _cast(name: str, value: object, kind: type) -> object:
         if kind is not str and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             number = float(value)
             if math.isfinite(number) and (kind is float or number == int(number)):
-                return kind(number)
-    except ValueError:
+                return kind(number) + kind(0)  # turns -0.0 into 0.0, which hashes the same
+    except (ValueError, OverflowError):
         pass
     raise ConfigError(f"{name} is {value!r}, but it must be {wanted}")
 

@@ -1,6 +1,7 @@
 """Fetches MNIST into the cache, in a process of its own that can be stopped when it hangs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ def download(cache: Path, patient: bool = False) -> None:
     if patient and failed.is_file() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
         raise OSError(f"{failed.read_text()} (it is tried again after ten minutes)")
     cache.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(cache / "MNIST", ignore_errors=True)  # torchvision would keep damaged files
     print("Downloading MNIST (11 MB)", file=sys.stderr, flush=True)
     try:
         _run([sys.executable, "-c", COMMAND, str(cache)], cache)

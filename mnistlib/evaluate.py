@@ -51,13 +51,14 @@ class Evaluation:
 def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits `(N, 10)` of images `(N, 1, 28, 28)` on the CPU, dropout switched off."""
     device = next(model.parameters()).device
-    training = model.training
+    training = [m for m in model.modules() if m.training]  # some may be frozen on purpose
     model.eval()
     try:
         with torch.inference_mode():
             parts = [model(batch.to(device)).cpu() for batch in images.split(BATCH)]
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     return torch.cat(parts)
 
 
@@ -101,18 +102,18 @@ def read_picture(path: str | Path) -> Tensor:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     if np.median(border) > 127:
         pixels = 255 - pixels
+    if pixels.max() - np.median(pixels) < 32:
+        raise DatasetError(f"{path} shows no digit: nothing stands out from the ground")
     if pixels.shape != (28, 28):
-        pixels = _centre(pixels, path)
+        pixels = _centre(pixels)
     return torch.from_numpy(pixels.round().astype(np.uint8)).unsqueeze(0)  # (1, 28, 28)
 
 
-def _centre(pixels: np.ndarray, path: str | Path) -> np.ndarray:
+def _centre(pixels: np.ndarray) -> np.ndarray:
     """Crop to the ink, scale it to fit 20x20 and put its centre of mass into the middle."""
     from PIL import Image
 
     low, high = float(np.median(pixels)), float(pixels.max())
-    if high - low < 32:
-        raise DatasetError(f"{path} shows no digit: nothing stands out from the ground")
     pixels = ((pixels - low) / (high - low)).clip(0, 1) * 255
     rows, columns = np.nonzero((pixels > 64).any(1))[0], np.nonzero((pixels > 64).any(0))[0]
     pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

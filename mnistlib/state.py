@@ -46,9 +46,10 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR:
     """Return OneCycleLR over `steps` steps, to be stepped once per batch."""
-    return OneCycleLR(
-        optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=config.pct_start
-    )
+    warm = config.pct_start
+    if math.isclose(warm * steps, 1.0):
+        warm *= 0.999  # a warm-up of just one step has no length, by which OneCycleLR divides
+    return OneCycleLR(optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=warm)
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:

@@ -74,7 +74,7 @@ def test_values_from_papermill_are_cast(name, given, kept):
         ("max_lr", True, "a finite number"),
         ("max_lr", 0.0, "from 1e-08 to 100"),
         ("dropout", 1.0, "from 0 to 0.95"),
-        ("pct_start", -0.1, "from 0 to 1"),
+        ("pct_start", -0.1, "from 0 to 0.95"),
         ("ema_decay", 1.0, "from 0 to 0.999999"),
         ("model", "resnet", "one of " + ", ".join(MODELS)),
         ("model", 3, "a name"),
@@ -196,7 +196,7 @@ def test_the_reference_recipe_takes_391_batches_from_50000_images():
     assert math.ceil(50_000 / recipe.batch_size) == 391
 
 
-@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.15, 0.5, 1.0])
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.15, 0.5, 0.95])
 def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(pct_start):
     config = Config(epochs=1, max_lr=0.01, pct_start=pct_start)
     rates = learning_rates(config, 10)
