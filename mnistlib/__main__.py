@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -208,11 +209,17 @@ def do_report(args: argparse.Namespace) -> int:
     return int(args.check and changed)
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; a user's mistake gets a sentence, no traceback."""
     args = parse(arguments)
     try:
-        return globals()[f"do_{args.command}"](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return globals()[f"do_{args.command}"](args)
     except (CheckpointError, ConfigError, DatasetError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -173,8 +173,7 @@ def check_content(content: Any, path: Path | str) -> None:
         raise CheckpointError(
             f"{path} has a config that cannot be ({error}); use another file"
         ) from None
-    missing = (set(asdict(config)) - set(content["config"])) | (TRAINING - set(content["training"]))
-    if missing:
+    if missing := TRAINING - set(content["training"]):
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; use another file")
     expected = _blank_model(config).state_dict()
     weights = content["model_state_dict"]

@@ -17,6 +17,7 @@ class ConfigError(ValueError):
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+ANNEALS = ("cos", "linear")
 SPLITS = ("random", "last", "none")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 # what does not change the result, or is a column of its own in the ledger
@@ -41,6 +42,10 @@ class Config:
     optimizer: str = _setting("adamw", "adamw, adam or sgd (Nesterov, momentum 0.9)")
     max_lr: float = _setting(0.01, "peak learning rate of OneCycleLR")
     pct_start: float = _setting(0.2, "share of the steps that warm up")
+    anneal: str = _setting("cos", "shape of the schedule: cos or linear")
+    cycle_momentum: bool = _setting(
+        True, "whether momentum falls to 0.85 at the peak and rises to 0.95 again, or stays at 0.9"
+    )
     weight_decay: float = _setting(0.01, "as the optimizer defines it; sgd spares BatchNorm")
     dropout: float = _setting(0.05, "probability of zeroing an activation")
     label_smoothing: float = _setting(
@@ -67,6 +72,7 @@ class Config:
             object.__setattr__(self, name, _cast(name, getattr(self, name), kind))
         _one_of("model", self.model, tuple(MODELS))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("anneal", self.anneal, ANNEALS)
         _one_of("split", self.split, SPLITS)
         _one_of("device", self.device, DEVICES)
         _within("epochs", self.epochs, 1, 10_000)
@@ -99,9 +105,14 @@ class Config:
         return any((self.degrees, self.pixels, self.scale, self.shear))
 
     def hash(self, source: str) -> str:
-        """Eight hex digits of SHA-256 over all that changes the result, data source included."""
-        kept = {k: v for k, v in asdict(self).items() if k not in NOT_HASHED}
-        text = json.dumps({"recipe_version": 1, "source": source, **kept}, sort_keys=True)
+        """Eight hex digits of SHA-256 over all that changes the result, data source included.
+
+        Fields at their default are left out, so that a field added later, with the old behaviour
+        as its default, leaves the hashes of old runs as they are. A default never changes.
+        """
+        kept = {k: v for k, v in asdict(self).items() if v != _DEFAULTS[k] or k == "seed"}
+        kept = {k: v for k, v in kept.items() if k not in NOT_HASHED}
+        text = json.dumps({"version": 1, "source": source, **kept}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def run_name(self, source: str) -> str:
@@ -110,19 +121,29 @@ class Config:
         return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 
 
+_DEFAULTS = {f.name: f.default for f in fields(Config)}
+
+
 def _cast(name: str, value: object, kind: type) -> object:
     """Turn papermill's strings and floats (`"1e-2"`, `20.0`) into the field's own type."""
-    wanted = {int: "a whole number", float: "a finite number", str: "a name"}[kind]
+    kinds = {int: "a whole number", float: "a finite number", str: "a name", bool: "true or false"}
+    truths = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     try:
+        if kind is bool and str(value).lower() in truths:
+            return truths[str(value).lower()]
         if kind is str and isinstance(value, str):
             return value.strip()
-        if kind is not str and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        if (
+            kind in (int, float)
+            and isinstance(value, (int, float, str))
+            and not isinstance(value, bool)
+        ):
             number = float(value)
             if math.isfinite(number) and (kind is float or number == int(number)):
                 return kind(number) + kind(0)  # turns -0.0 into 0.0, which hashes the same
     except (ValueError, OverflowError):
         pass
-    raise ConfigError(f"{name} is {value!r}, but it must be {wanted}")
+    raise ConfigError(f"{name} is {value!r}, but it must be {kinds[kind]}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -49,7 +49,14 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
     warm = config.pct_start
     if math.isclose(warm * steps, 1.0):
         warm *= 0.999  # a warm-up of just one step has no length, by which OneCycleLR divides
-    return OneCycleLR(optimizer, max_lr=config.max_lr, total_steps=steps, pct_start=warm)
+    return OneCycleLR(
+        optimizer,
+        max_lr=config.max_lr,
+        total_steps=steps,
+        pct_start=warm,
+        anneal_strategy=config.anneal,
+        cycle_momentum=config.cycle_momentum,
+    )
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:

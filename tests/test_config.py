@@ -19,7 +19,8 @@ PUBLISHED = [
 # for every field that changes the result, a value that is not its default
 OTHER = {
     "model": "reference-pooled", "epochs": 4, "batch_size": 64, "epoch_images": 1000,
-    "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3, "weight_decay": 0.0, "dropout": 0.1,
+    "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3,
+    "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
     "label_smoothing": 0.1, "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
     "ema_decay": 0.9, "split": "last", "seed": 1,
 }  # fmt: skip
