@@ -8,11 +8,10 @@ READY  := $(VENV)/.ready
 
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export MPLBACKEND := agg
 
 .PHONY: run test lint unit nbval lab notebooks lock clean help
 
-run: $(READY)            ## execute notebooks 01 to 04 headless, end with a summary (about 3 minutes)
+run: $(READY)            ## execute the notebooks headless and summarise what came out
 	@$(BIN)/python -m mnistlib notebooks
 
 test: lint unit nbval    ## lint, unit tests, every notebook compared with its committed output
@@ -25,12 +24,11 @@ lint: $(READY)
 unit: $(READY)
 	@$(BIN)/python -m pytest tests
 
-# `reproduce` keeps nbval honest: its own conftest is not needed, and a cell may take at most 300 s
 nbval: $(READY)
 	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 lab: $(READY)            ## open JupyterLab on the notebooks
-	@env -u MPLBACKEND $(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
 	@$(BIN)/python -m mnistlib notebooks --in-place
@@ -51,6 +49,6 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mnistlib needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Building $(VENV) from requirements.lock (about 6 GB with the GPU libraries on Linux; once)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install $(if $(CI),-q) --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
