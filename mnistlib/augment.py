@@ -24,7 +24,7 @@ def random_affine(
     Args:
         images: `(N, C, H, W)` float; zeros are drawn in from beyond the border.
         degrees: rotation, uniform in ±degrees.
-        pixels: translation along each axis, uniform in ±pixels.
+        pixels: translation along each axis, uniform in ±pixels, before the digit is turned.
         scale: zoom along each axis, uniform in 1 ± scale.
         shear: horizontal shear angle, uniform in ±shear degrees.
         generator: source of the random numbers; torch's global one if none is given.

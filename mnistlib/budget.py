@@ -33,7 +33,8 @@ class Budget:
     convolutions and linear layers do; what BatchNorm, ReLU and pooling do is not counted.
     The receptive field follows the layers in the order in which they run: after a layer with
     kernel k it has grown by (k - 1) x the product of all strides before (V. Dumoulin and F. Visin,
-    arXiv 1603.07285). A shortcut around a layer sees less than the layer, so it changes nothing.
+    arXiv 1603.07285). A shortcut that keeps the size sees less than what it goes around and changes
+    nothing; one with a stride of its own would be counted twice, so the figure is an upper bound.
 
     Args:
         model: any network of images `(N, channels, image_size, image_size)`.

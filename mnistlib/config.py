@@ -153,7 +153,13 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}, but it must be from {low:g} to {high:g}")
+        raise ConfigError(
+            f"{name} is {value!r}, but it must be from {_plain(low)} to {_plain(high)}"
+        )
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 RECIPES: dict[str, Config] = {

@@ -1,5 +1,6 @@
 """Fetches MNIST into the cache, in a process of its own that can be stopped when it hangs."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -46,14 +47,15 @@ def _run(command: list[str], folder: Path) -> None:
     """Run a command for as long as the folder it writes to keeps growing."""
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, stdout=quiet, stderr=subprocess.PIPE, text=True) as child:
-        size, since = -1, time.monotonic()
+        now, size, since = 0, -1, time.monotonic()
         try:
             while True:
                 try:
                     errors = child.communicate(timeout=0.5)[1]
                     break
                 except subprocess.TimeoutExpired:
-                    now = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                    with contextlib.suppress(FileNotFoundError):  # a file was moved meanwhile
+                        now = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
                     if now != size:
                         size, since = now, time.monotonic()
                     if time.monotonic() - since > STALLED:

@@ -86,7 +86,7 @@ def read_picture(path: str | Path) -> Tensor:
     Raises:
         DatasetError: the file is no picture, or nothing is drawn on it.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
@@ -94,7 +94,10 @@ def read_picture(path: str | Path) -> Tensor:
                 raise DatasetError(f"{path} has over 50 million pixels; make it smaller")
             ground = Image.new("RGBA", file.size, "white")  # where the picture is transparent
             ink = Image.alpha_composite(ground, file.convert("RGBA")).convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            ImageOps.exif_transpose(ink, in_place=True)  # photos are often stored lying down
+    except DatasetError:
+        raise
+    except Exception as error:  # each format's decoder fails in its own way
         raise DatasetError(
             f"{path} cannot be read as a picture ({error}); give a PNG or JPEG"
         ) from None

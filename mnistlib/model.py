@@ -1,4 +1,4 @@
-"""The networks: the 13,912-parameter reference, and the same body under five other heads."""
+"""The networks: the 13,912-parameter reference, and the same body under four other heads."""
 
 from collections.abc import Callable
 from functools import partial
