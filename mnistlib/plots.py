@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from .augment import random_affine
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, PUBLISHED, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
+
+
+def log_axis(ax: Axes) -> None:
+    """Make the y axis logarithmic, with ticks that read as numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
@@ -90,8 +99,7 @@ def augmentation(image: Tensor, config: Config, title: str, n: int = 19, seed: i
 def onecycle(run: Run, title: str) -> None:
     """Draw learning rate, loss and validation error of a Run on one axis of steps."""
     steps = len(run.curve["lr"])
-    warm = run.config.pct_start * run.config.epochs * steps / max(len(run.history), 1)
-    warm = min(warm / run.config.epochs, steps)
+    warm = int(np.argmax(run.curve["lr"]))
     where = "validation images" + (" of the embedded sample" if run.source == "sample" else "")
     with figure(title, _about(run), size=(7, 5), nrows=3, sharex=True) as (_, axes):
         rate, loss, error = axes
@@ -99,17 +107,17 @@ def onecycle(run: Run, title: str) -> None:
         rate.set(ylabel="learning rate")
         loss.plot(run.curve["loss"], color=TRAIN, lw=0.4, alpha=0.4)
         loss.plot(_smooth(run.curve["loss"]), color=TRAIN)
-        loss.set(ylabel="training loss", yscale="log")
-        if run.curve["eval_step"]:
-            x, y = run.curve["eval_step"], run.curve["eval_error"]
-        else:
-            per_epoch = steps / len(run.history)
-            x = [h["epoch"] * per_epoch for h in run.history]
-            y = [100 - h["val_acc"] for h in run.history]
+        loss.set(ylabel="training loss")
+        log_axis(loss)
+        points = dict(zip(run.curve["eval_step"], run.curve["eval_error"], strict=True))
+        per_epoch = steps // max(len(run.history), 1)
+        points |= {h["epoch"] * per_epoch: 100 - h["val_acc"] for h in run.history}
+        x, y = zip(*sorted(points.items()), strict=True)
         error.plot(x, y, "o-", ms=3.5, color=VALIDATION)
         error.annotate(f"{y[-1]:.2f} %", (x[-1], y[-1]), xytext=(0, 6), ha="right",
                        textcoords="offset points", color=VALIDATION, fontsize=8)  # fmt: skip
-        error.set(ylabel="validation error (%)", yscale="log", xlabel="step", xlim=(0, steps))
+        error.set(ylabel="validation error (%)", xlabel="step", xlim=(0, steps))
+        log_axis(error)
         error.set_title(f"n = {run.n_val:,} {where}", fontsize=8, fontweight="normal")
         for ax, words in ((rate, ("warm-up", "annealing")), (loss, ("", "")), (error, ("", ""))):
             ax.axvspan(0, warm, color="#ffa90e", alpha=0.12, lw=0)
@@ -170,8 +178,10 @@ def convergence(
             (0.97, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8,
             color=VALIDATION,
         )  # fmt: skip
-        loss.set(yscale="log", ylabel="loss (nats)", xlabel="epoch")
-        error.set(yscale="log", ylabel="error (%)", xlabel="epoch")
+        for ax, label in ((loss, "loss (nats)"), (error, "error (%)")):
+            ax.set(ylabel=label, xlabel="epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            log_axis(ax)
 
 
 def _band(ax: Axes, rows: "pd.DataFrame", column: str, color: str, label: str) -> None:
@@ -181,18 +191,6 @@ def _band(ax: Axes, rows: "pd.DataFrame", column: str, color: str, label: str) -
     ax.plot(mean.index, mean, color=color, label=label, marker="o" if len(mean) < 6 else "", ms=3)
     if rows["seed"].nunique() > 1:
         ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=color, alpha=0.25, lw=0)
-
-
-def intervals(rows: "Sequence[tuple[str, float, float, float]]", title: str, label: str) -> None:
-    """Draw labelled values with their intervals `(name, value, low, high)`, one under another."""
-    with figure(title, size=(7, 0.9 + 0.3 * len(rows))) as (_, (ax,)):
-        for y, (_, value, low, high) in enumerate(rows):
-            ax.plot([low, high], [y, y], color=TRAIN, lw=2)
-            ax.plot(value, y, "o", color=TRAIN, ms=5)
-            ax.annotate(f"{value:.2f}", (value, y), xytext=(0, 5), ha="center",
-                        textcoords="offset points", fontsize=8)  # fmt: skip
-        ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
-        ax.set(xlabel=label, ylim=(len(rows) - 0.5, -0.7))
 
 
 def lines(
@@ -213,7 +211,10 @@ def lines(
             end = (x[len(values) - 1], values[-1])
             ax.annotate(f" {name}", end, color=line.get_color(), va="center", fontsize=8,
                         annotation_clip=False)  # fmt: skip
-        ax.set(xlabel=labels[0], ylabel=labels[1], yscale="log" if log else "linear")
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if log:
+            log_axis(ax)
 
 
 def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:

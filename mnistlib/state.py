@@ -59,16 +59,21 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
     )
 
 
+def rate(scheduler: OneCycleLR) -> float:
+    """Return the learning rate now; a straight line goes below zero after the last step."""
+    return max(0.0, scheduler.get_last_lr()[0])
+
+
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     """Return the learning rate of every step, and last the one after the final step."""
     # no initial values are drawn, so the process's random state stays as it is
     optimizer = make_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), config)
     scheduler = make_scheduler(optimizer, config, config.epochs * steps_per_epoch)
-    rates = scheduler.get_last_lr()[:1]
+    rates = [rate(scheduler)]
     for _ in range(config.epochs * steps_per_epoch):
         optimizer.step()
         scheduler.step()
-        rates += scheduler.get_last_lr()[:1]
+        rates.append(rate(scheduler))
     return rates
 
 

@@ -18,7 +18,7 @@ from .config import Config, runs_folder
 from .data import Digits
 from .evaluate import evaluate
 from .process import Table, collected_interrupts, settings
-from .state import TrainingState, learning_rates, pick_device
+from .state import TrainingState, learning_rates, pick_device, rate
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 
@@ -206,7 +206,7 @@ def _epoch_row(t: TrainingState, val: tuple[Tensor, Tensor]) -> dict[str, float]
         "val_loss": seen.loss if seen else math.nan,
         "train_acc": 100 * int(t.correct[t.step - steps : t.step].sum()) / n,
         "val_acc": seen.accuracy if seen else math.nan,
-        "lr": t.scheduler.get_last_lr()[0],
+        "lr": rate(t.scheduler),
     }
 
 
