@@ -1,13 +1,14 @@
 """What the tests share: tiny digits made on the spot, folders of their own, quiet matplotlib."""
 
-import os
-
-os.environ.setdefault("MPLBACKEND", "agg")
-
+import matplotlib
 import pytest
 import torch
 
 from mnistlib import Config, Digits
+
+matplotlib.use("agg")  # not by MPLBACKEND: kernels that tests start would inherit that
+# tests that run side by side with others are faster on one thread each than on shared two
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnistlib import Config, evaluate, load_checkpoint, load_model, random_affine, train
+from mnistlib import RECIPES, Config, evaluate, load_checkpoint, load_model, random_affine, train
 from mnistlib.__main__ import _value, main
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
@@ -162,7 +162,8 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     (checkpoint,) = runs_folder.rglob("*.pth")
     content = load_checkpoint(checkpoint)
     config = Config(**content["config"])
-    assert (config.seed, config.epochs, config.ema_decay, config.degrees) == (5, 2, 0.8, 8.0)
+    assert (config.seed, config.epochs, config.ema_decay) == (5, 2, 0.8)
+    assert config.degrees == RECIPES["fast"].degrees
     assert checkpoint.parent.name == config.run_name("mnist")
     seen = evaluate(load_model(checkpoint), tiny_digits.test_images, tiny_digits.test_labels)
     title, *rows = out.splitlines()

@@ -63,7 +63,7 @@ def test_values_from_papermill_are_cast(name, given, kept):
         ("epochs", math.inf, "a whole number"),
         pytest.param("epochs", 10**400, "a whole number", id="epochs-larger than a float"),
         ("epochs", [3], "a whole number"),
-        ("batch_size", 1, "from 2 to 60000"),
+        ("batch_size", 1, "from 2 to 60,000"),
         ("seed", -1, "from 0 to"),
         ("seed", "nan", "a whole number"),
         ("max_lr", "abc", "a finite number"),
