@@ -171,7 +171,7 @@ def headline(folder: Path | None = None) -> str:
     """Return the README's headline table, a row per recipe, from the committed ledger."""
     lines = [
         "| recipe | parameters | epochs | seeds | validation accuracy, mean (range) | "
-        "test accuracy, mean (range) | seconds | memory added | checkpoint |",
+        "test accuracy, mean (range) | seconds, median (range) | memory, largest | checkpoint |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     runs = read_results(folder=folder)
@@ -179,7 +179,7 @@ def headline(folder: Path | None = None) -> str:
         val, test = (_mean_range(rows[f"{part}_accuracy"]) for part in ("val", "test"))
         lines.append(
             f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | {rows['epochs'].iloc[0]} | "
-            f"{len(rows)} | {val} | {test} | {rows['seconds'].median():.0f} | "
+            f"{len(rows)} | {val} | {test} | {_median_range(rows['seconds'])} | "
             f"{rows['memory_mb'].max():.0f} MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB |"
         )
     return "\n".join(lines)
@@ -192,7 +192,7 @@ def promises(folder: Path | None = None) -> str:
     rows = runs[runs["recipe"] == "reference"]
     best = history.merge(rows[["config_hash", "seed"]]).groupby("seed")["val_acc"].max()
     last, n = rows["val_accuracy"], len(rows)
-    minutes, memory = rows["seconds"].median() / 60, rows["memory_mb"].max()
+    memory = rows["memory_mb"].max()
     kilobytes = rows["checkpoint_bytes"].max() / 1000
     table = [
         ("", "promised", f"here, `reference` recipe, n = {n} seeds"),
@@ -203,12 +203,17 @@ def promises(folder: Path | None = None) -> str:
         ("validation accuracy, last epoch", f"{published['val_acc'].iloc[-1]:.2f} % (one run)",
          _mean_range(last)),
         ("training time, 20 epochs", "about 10 minutes on a CPU",
-         f"{minutes:.1f} minutes, {rows['threads'].iloc[0]} thread(s) of a CPU"),
+         f"{_median_range(rows['seconds'] / 60, 1)} minutes, median (range), with one thread"),
         ("memory", "under 500 MB", f"{memory:.0f} MB above `import torch`, of which "
          f"{rows['optimizer_mb'].max():.0f} MB come with torch's first optimizer"),
         ("disk", "about 50 MB", f"{kilobytes:.0f} kB for a checkpoint"),
     ]  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def _median_range(values: "pd.Series", digits: int = 0) -> str:
+    shown = (f"{v:.{digits}f}" for v in (values.median(), values.min(), values.max()))
+    return "{} ({} to {})".format(*shown)
 
 
 def _mean_range(values: "pd.Series") -> str:

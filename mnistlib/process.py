@@ -28,13 +28,14 @@ def collected_interrupts() -> Iterator[list[int]]:
     """Collect Ctrl-C in a list instead of raising it, so that a run stops between two steps.
 
     A second Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread alone, so in
-    any other there is nothing to do.
+    any other there is nothing to do; nor in a process that was started to ignore them.
     """
     caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    usual = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or usual in (signal.SIG_IGN, None):
         yield caught
         return
-    usual = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: object) -> None:
         caught.append(number)

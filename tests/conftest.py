@@ -1,5 +1,7 @@
 """What the tests share: tiny digits made on the spot, folders of their own, quiet matplotlib."""
 
+import signal
+
 import matplotlib
 import pytest
 import torch
@@ -9,6 +11,14 @@ from mnistlib import Config, Digits
 matplotlib.use("agg")  # not by MPLBACKEND: kernels that tests start would inherit that
 # tests that run side by side with others are faster on one thread each than on shared two
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Shells start background jobs with Ctrl-C ignored; the tests want a process that hears it."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ def known_numbers():
     totals = {name: Budget(build(name)).parameters for name in MODELS}
     weights = {layer.name: layer.parameters for layer in budget.layers}
     work = {layer.name: layer.multiply_accumulates for layer in budget.layers}
-    threes = ("conv2", "conv3", "conv4", "conv5")
+    threes = ("conv1", "conv2", "conv3", "conv4", "conv5")
     counts = [*totals.values(), weights["conv6"], 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
     shares = [
         weights["conv6"] / budget.parameters,
