@@ -25,7 +25,7 @@ unit: $(READY)
 	@$(BIN)/python -m pytest tests
 
 nbval: $(READY)
-	@MNISTLIB_RUNS=$(CURDIR)/outputs/runs/nbval $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+	@MNISTLIB_RUNS=$(CURDIR)/outputs/runs/nbval $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1200 notebooks
 
 lab: $(READY)            ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
