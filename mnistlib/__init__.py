@@ -20,6 +20,7 @@ from .ledger import quote, read_results, record
 from .model import MODELS, build
 from .state import learning_rates
 from .stats import wilson_interval
+from .sweep import sweep
 from .train import Run, TrainingError, train
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "record",
     "requirements",
     "save_checkpoint",
+    "sweep",
     "train",
     "wilson_interval",
 ]

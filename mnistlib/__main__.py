@@ -1,4 +1,4 @@
-"""The command line: `python -m mnistlib train`, `evaluate`, `predict`, `notebooks`, `report`."""
+"""The command line: `python -m mnistlib COMMAND`, each command in a function `do_COMMAND`."""
 
 import argparse
 import sys
@@ -6,16 +6,17 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 
+from .arguments import parse
 from .checkpoint import CheckpointError, load_checkpoint, load_model, published_checkpoint
-from .config import RECIPES, Config, ConfigError, configure
+from .config import Config, ConfigError, configure
 from .data import DatasetError, load_mnist
 from .evaluate import evaluate, predict, read_picture
 from .ledger import record, write_report
 from .state import pick_device
+from .sweep import sweep
 from .train import TrainingError, train
 
 
@@ -30,76 +31,6 @@ def peak_memory_mb() -> float | None:
 
 
 AT_START = peak_memory_mb()  # torch is imported, nothing has run
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m mnistlib",
-        description="What can a handwritten-digit classifier do on a parameter budget?",
-        epilog="Digits come from the folder in MNISTLIB_DATA, else from the cache, else from a "
-        "download, else from an embedded sample of 5,000; runs go to MNISTLIB_RUNS, else to "
-        "outputs/runs. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command "
-        "line, 130 interrupted.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    p = commands.add_parser(
-        "train",
-        help="train a network and save its checkpoint",
-        description="Train a network, a table row per epoch. Ctrl-C ends it after the step it is "
-        "in, with a checkpoint that --resume takes up. Settings not given are the recipe's own.",
-    )
-    p.add_argument("--recipe", help=f"{' or '.join(RECIPES)} (default: fast)")
-    p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set")
-    p.add_argument("--test", action="store_true", help="evaluate the final weights on the test set")
-    p.add_argument("--folder", type=Path, help="where the checkpoint goes")
-    p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the row")
-    _add_data(p)
-    settings = p.add_argument_group("settings of the run (recipe's own where not given)")
-    for f in fields(Config):
-        settings.add_argument(
-            f"--{f.name.replace('_', '-')}", metavar=f.type.__name__, help=f.metadata["help"]
-        )
-
-    p = commands.add_parser(
-        "evaluate", help="accuracy of a checkpoint on its validation images and the test set"
-    )
-    p.add_argument("checkpoint", type=Path, nargs="?", help="default: the published one")
-    _add_data(p)
-
-    p = commands.add_parser("predict", help="say which digit each picture shows")
-    p.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, ... of a digit"
-    )
-    p.add_argument("--checkpoint", type=Path, help="default: the published one")
-
-    p = commands.add_parser(
-        "notebooks",
-        help="execute notebooks headless with papermill",
-        description="Execute notebooks headless into a folder of their own under outputs/runs, "
-        "with checkpoint and figures, and summarise the result.",
-    )
-    p.add_argument("names", nargs="*", metavar="NAME", help="e.g. 03 (default: all)")
-    p.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a notebook parameter, e.g. -p seed 1",
-    )
-    p.add_argument("--folder", type=Path, help="where everything goes")
-    p.add_argument("--in-place", action="store_true", help="renew the committed notebooks")
-
-    p = commands.add_parser("report", help="write the ledger's figures into README.md")
-    p.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
-    return parser.parse_args(arguments)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="auto", help="auto, mnist, sample or a folder")
 
 
 def do_train(args: argparse.Namespace) -> int:
@@ -139,6 +70,17 @@ def do_train(args: argparse.Namespace) -> int:
     record(run, test, args.ledger, *memory)
     print(f"checkpoint: {run.checkpoint}")
     return 0
+
+
+def do_sweep(args: argparse.Namespace) -> int:
+    given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "seed"}
+    configs = [configure(args.recipe or "fast", **given, seed=seed) for seed in args.seeds]
+    pick_device(configs[0].device)
+    _, failed = sweep(
+        configs, args.ledger,
+        data=args.data, test=args.test, curves=args.curves, workers=args.workers,
+    )  # fmt: skip
+    return int(failed > 0)
 
 
 def do_evaluate(args: argparse.Namespace) -> int:

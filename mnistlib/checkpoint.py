@@ -173,7 +173,8 @@ def check_content(content: Any, path: Path | str) -> None:
         raise CheckpointError(
             f"{path} has a config that cannot be ({error}); use another file"
         ) from None
-    if missing := TRAINING - set(content["training"]):
+    wanted = TRAINING | ({"last_loss", "epoch_loss"} if config.focus else set())
+    if missing := wanted - set(content["training"]):
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; use another file")
     expected = _blank_model(config).state_dict()
     weights = content["model_state_dict"]

@@ -55,6 +55,11 @@ class Config:
     pixels: float = _setting(0.0, "augmentation: translation, ± pixels")
     scale: float = _setting(0.0, "augmentation: zoom, 1 ± scale")
     shear: float = _setting(0.0, "augmentation: shear, ± degrees")
+    focus: float = _setting(
+        0.0,
+        "share of an epoch's images that are those with the greatest loss when last seen; the rest "
+        "is drawn from the others. For epoch-images below the number of training images",
+    )
     ema_decay: float = _setting(
         0.0,
         "decay per step of the averaged weights that are evaluated and published; 0: no averaging",
@@ -87,6 +92,12 @@ class Config:
         _within("pixels", self.pixels, 0.0, 28.0)
         _within("scale", self.scale, 0.0, 0.95)
         _within("shear", self.shear, 0.0, 80.0)
+        _within("focus", self.focus, 0.0, 1.0)
+        if self.focus and not self.epoch_images:
+            raise ConfigError(
+                f"focus is {self.focus!r}, but with epoch_images 0 every image is drawn: set "
+                "epoch_images to a part of them"
+            )
         _within("ema_decay", self.ema_decay, 0.0, 0.999999)
         _within("seed", self.seed, 0, 2**31 - 1)
         _within("threads", self.threads, 0, 1024)

@@ -87,7 +87,7 @@ def record(
         "torch": known["torch"],
         "python": known["python"],
         "platform": known["platform"],
-        "commit": _commit(),
+        "commit": commit(),
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config": json.dumps(asdict(run.config)),
     }
@@ -96,13 +96,13 @@ def record(
         epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
         for e in epochs:
             e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
-        _append(folder / "history.csv", EPOCH_COLUMNS, epochs)
+        append(folder / "history.csv", EPOCH_COLUMNS, epochs)
     if key not in _known(folder / "runs.csv"):
-        _append(folder / "runs.csv", COLUMNS, [row])
+        append(folder / "runs.csv", COLUMNS, [row])
     return row
 
 
-def _append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
     """Append rows in one write, so that two processes do not mix their lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -119,6 +119,11 @@ def _append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]])
         file.write(text.getvalue().encode())
 
 
+def finished(folder: Path | None = None) -> set[tuple[str, int]]:
+    """Return config hash and seed of every run in a ledger, by default that of `runs_folder()`."""
+    return _known((folder or runs_folder()) / "runs.csv")
+
+
 def _known(path: Path) -> set[tuple[str, int]]:
     if not path.exists():
         return set()
@@ -126,7 +131,7 @@ def _known(path: Path) -> set[tuple[str, int]]:
         return {(row["config_hash"], int(row["seed"])) for row in csv.DictReader(file)}
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown."""
     here = Path(__file__).parent
     try:

@@ -1,4 +1,4 @@
-"""The networks: the 13,912-parameter reference, and the same body under four other heads."""
+"""The networks: the 13,912-parameter reference, its body under four other heads, a quick one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -92,12 +92,49 @@ def _separable_head() -> nn.Module:
     return nn.Sequential(columns, rows)  # 1,120 + 700 = 1,820
 
 
+class EarlyNet(nn.Module):
+    """The reference's blocks on small maps: 28x28 becomes 7x7 before most of the work is done.
+
+    Input and output as of `ReferenceNet`; 18,216 parameters, under a third of its
+    multiply-accumulates and about a quarter of its activations. Pooling comes before BatchNorm and
+    ReLU, which so have a quarter of the values to pass over.
+
+    Args:
+        dropout: probability of zeroing an activation, before the head.
+    """
+
+    def __init__(self, dropout: float = 0.05) -> None:
+        super().__init__()
+        conv3x3 = partial(nn.Conv2d, 16, 16, kernel_size=3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(1, 24, kernel_size=5, stride=2, padding=2, bias=False)
+        self.pool1, self.bn1 = nn.MaxPool2d(2), nn.BatchNorm2d(24)
+        self.onecross = nn.Conv2d(24, 16, kernel_size=1, bias=False)
+        self.conv2, self.bn2 = conv3x3(), nn.BatchNorm2d(16)
+        self.conv3, self.bn3 = conv3x3(), nn.BatchNorm2d(16)
+        self.conv4, self.bn4 = conv3x3(), nn.BatchNorm2d(16)
+        self.conv5, self.bn5 = conv3x3(), nn.BatchNorm2d(16)
+        self.drop, self.conv6 = nn.Dropout(dropout), _full_head()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
+        x = normalise(pixels, self.conv1.weight.dtype)
+        x = self.pool1(self.conv1(x))  # (N, 1, 28, 28) -> (N, 24, 14, 14) -> (N, 24, 7, 7)
+        x = self.onecross(F.relu(self.bn1(x)))  # -> (N, 16, 7, 7)
+        y = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn3(self.conv3(y)) + x)
+        y = F.relu(self.bn4(self.conv4(x)))
+        x = F.relu(self.bn5(self.conv5(y)) + x)
+        x = self.conv6(self.drop(x))  # -> (N, 10, 1, 1)
+        return x.flatten(1)  # -> (N, 10)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "reference": partial(ReferenceNet, _full_head),
     "reference-pooled": partial(ReferenceNet, _pooled_head),
     "reference-shared": partial(ReferenceNet, _shared_head),
     "reference-depthwise": partial(ReferenceNet, _depthwise_head),
     "reference-separable": partial(ReferenceNet, _separable_head),
+    "early": EarlyNet,
 }
 
 

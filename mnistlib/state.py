@@ -100,19 +100,41 @@ class TrainingState:
         self.shuffle = torch.Generator().manual_seed(config.seed)
         self.distort = torch.Generator().manual_seed(config.seed + 2**31)
         self.order_state = self.shuffle.get_state()  # from which the current epoch's order is drawn
+        # what `focus` goes by, in half the bytes of a float: to rank images, three digits do
+        self.last_loss = torch.full((n_train,), math.inf, dtype=torch.bfloat16)
+        self.drawn: Tensor = torch.arange(0)  # the epoch's images, positions in the training set
         self.step = 0  # finished steps of the whole run
         self.seconds = 0.0
         self.loss = torch.zeros(steps, device=device)
         self.correct = torch.zeros(steps, dtype=torch.int32, device=device)
+        self.epoch_loss = torch.zeros(self.epoch_images, dtype=torch.bfloat16, device=device)
         self.history: list[dict[str, float]] = []
         self.evals: list[list[float]] = []  # step, validation error in percent
 
     def draw_order(self, n: int) -> Tensor:
-        """Draw the epoch's indices below `n`: each once, or for a longer epoch in fresh passes."""
+        """Draw the epoch's indices below `n`: each once, or for a longer epoch in fresh passes.
+
+        With `focus`, a shorter epoch takes that share of its images from those whose loss was
+        greatest when they were last seen, unseen ones before all, and the rest from the others.
+        """
         self.order_state = self.shuffle.get_state()
-        passes = math.ceil(self.epoch_images / n)
-        orders = [torch.randperm(n, generator=self.shuffle) for _ in range(passes)]
-        return torch.cat(orders)[: self.epoch_images]
+        size = self.epoch_images
+        orders = [torch.randperm(n, generator=self.shuffle) for _ in range(math.ceil(size / n))]
+        self.drawn = torch.cat(orders)[:size]
+        if self.config.focus and size < n:
+            losses = self.last_loss[orders[0]].float()
+            # a stable sort of a random order: equal losses, as of images not yet seen, stay random
+            ranked = orders[0][losses.argsort(descending=True, stable=True)]
+            hard, others = ranked.split([k := round(self.config.focus * size), n - k])
+            others = others[torch.randperm(n - k, generator=self.shuffle)[: size - k]]
+            order = torch.randperm(size, generator=self.shuffle)
+            self.drawn = torch.cat([hard, others])[order]
+        return self.drawn
+
+    def end_epoch(self) -> None:
+        """Remember the losses that the epoch's images had."""
+        if self.config.focus:
+            self.last_loss[self.drawn] = self.epoch_loss.cpu()
 
     @property
     def published(self) -> nn.Module:
@@ -146,6 +168,8 @@ class TrainingState:
             "history": self.history,
             "evals": self.evals,
         }
+        if self.config.focus:  # others would carry 100 kB for nothing
+            state |= {"last_loss": self.last_loss, "epoch_loss": self.epoch_loss}
         return copy.deepcopy(state)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -159,6 +183,9 @@ class TrainingState:
         _device_rng(self.device, state["device_rng"])
         self.shuffle.set_state(state["order"])
         self.distort.set_state(state["distort"])
+        if self.config.focus:
+            self.last_loss.copy_(state["last_loss"])
+            self.epoch_loss.copy_(state["epoch_loss"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.loss[: self.step] = state["loss"]
         self.correct[: self.step] = state["correct"]

@@ -76,7 +76,7 @@ def train(
     resume: str | Path | None = None,
     *,
     folder: Path | None = None,
-    eval_every: int = 0,
+    eval_every: int | None = 0,
     save: bool = True,
     verbose: bool = True,
 ) -> Run:
@@ -90,7 +90,8 @@ def train(
         digits: the images; `config.split` says which of them validate.
         resume: checkpoint of the same config and data source to continue from.
         folder: where checkpoints go; by default one of the run's own under `runs_folder()`.
-        eval_every: also evaluate every so many steps, for `Run.curve`; 0: once an epoch.
+        eval_every: also evaluate every so many steps, for `Run.curve`; 0: once an epoch; None:
+            only at the end, with nan in the history of the epochs before.
         save: write checkpoints; without them a run cannot be resumed.
         verbose: print one table row per epoch.
 
@@ -128,7 +129,10 @@ def train(
                         break
                 _check_finite(t)
                 ended = t.step % t.steps_per_epoch == 0
-                row = _epoch_row(t, val) if ended else {}
+                if ended:
+                    t.end_epoch()
+                due = eval_every is not None or t.step == t.total_steps
+                row = _epoch_row(t, val if due else (val[0][:0], val[1][:0])) if ended else {}
                 t.seconds = time.perf_counter() - begin
                 if ended:
                     t.history.append(row | {"seconds": t.seconds})
@@ -168,13 +172,18 @@ def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
         pixels = random_affine(pixels, c.degrees, c.pixels, c.scale, c.shear, t.distort)
     labels = labels.long()
     logits = t.model(pixels)  # (N, 1, 28, 28) -> (N, 10)
-    loss = F.cross_entropy(logits, labels, label_smoothing=c.label_smoothing)
+    each = "none" if c.focus else "mean"  # the mean of one is itself, to the last bit
+    losses = F.cross_entropy(logits, labels, label_smoothing=c.label_smoothing, reduction=each)
+    loss = losses.mean()
     t.optimizer.zero_grad()
     loss.backward()
     t.optimizer.step()
     t.scheduler.step()
     if t.average:
         t.average.update_parameters(t.model)
+    if c.focus:
+        begin = t.step % t.steps_per_epoch * c.batch_size
+        t.epoch_loss[begin : begin + len(labels)] = losses.detach()
     t.loss[t.step] = loss.detach()  # stays on the device: nothing here waits for it
     t.correct[t.step] = (logits.argmax(1) == labels).sum()
     t.step += 1

@@ -18,6 +18,7 @@ PUBLISHED = [
 
 # for every field that changes the result, a value that is not its default
 OTHER = {
+    "focus": 0.5,
     "model": "reference-pooled", "epochs": 4, "batch_size": 64, "epoch_images": 1000,
     "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3,
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
@@ -77,6 +78,7 @@ def test_values_from_papermill_are_cast(name, given, kept):
         ("dropout", 1.0, "from 0 to 0.95"),
         ("pct_start", -0.1, "from 0 to 0.95"),
         ("ema_decay", 1.0, "from 0 to 0.999999"),
+        ("focus", 1.5, "from 0 to 1"),
         ("model", "resnet", "one of " + ", ".join(MODELS)),
         ("model", 3, "a name"),
         ("device", "tpu", "one of auto, cpu, cuda, mps, xpu"),
@@ -99,6 +101,11 @@ def test_an_unknown_recipe_or_setting_is_refused_with_the_choices():
         configure("fast", epoch=5)
 
 
+def test_focus_without_a_part_to_draw_is_refused():
+    with pytest.raises(ConfigError, match=r"focus is 0.5, but .* set epoch_images"):
+        Config(focus=0.5)
+
+
 def test_a_refusal_is_a_value_error():
     assert issubclass(ConfigError, ValueError)
 
@@ -112,7 +119,10 @@ def test_a_config_is_frozen():
 def test_every_field_that_changes_the_result_changes_the_hash():
     assert {f.name for f in dataclasses.fields(Config)} == OTHER.keys() | NO_RESULT.keys()
     hashes = [Config().hash("mnist"), Config().hash("sample")]
-    hashes += [Config(**{name: value}).hash("mnist") for name, value in OTHER.items()]
+    part = {"focus": {"epoch_images": OTHER["epoch_images"]}}  # the one that needs another
+    hashes += [
+        Config(**{name: value, **part.get(name, {})}).hash("mnist") for name, value in OTHER.items()
+    ]
     assert len(set(hashes)) == len(OTHER) + 2
     assert all(len(h) == 8 and int(h, 16) >= 0 for h in hashes)
 

@@ -46,7 +46,7 @@ def run(tiny_config):
 def results(tmp_path, monkeypatch):
     """Return the folder of a committed ledger, in a checkout of its own."""
     monkeypatch.setattr(ledger, "outputs_folder", lambda: tmp_path / "outputs")
-    monkeypatch.setattr(ledger, "_commit", lambda: "0012345")
+    monkeypatch.setattr(ledger, "commit", lambda: "0012345")
     return tmp_path / "outputs" / "results"
 
 
@@ -103,7 +103,7 @@ def test_an_interrupted_run_is_refused(run, tmp_path):
 
 def test_a_record_cut_short_can_be_made_again(run, tmp_path, monkeypatch):
     """A kill between the two files must not leave epochs that a second try doubles."""
-    append, calls = ledger._append, count(1)
+    append, calls = ledger.append, count(1)
 
     def killed(*args):
         if next(calls) == 2:
@@ -111,7 +111,7 @@ def test_a_record_cut_short_can_be_made_again(run, tmp_path, monkeypatch):
         append(*args)
 
     with monkeypatch.context() as m:
-        m.setattr(ledger, "_append", killed)
+        m.setattr(ledger, "append", killed)
         with pytest.raises(KeyboardInterrupt):
             record(run, folder=tmp_path)
     record(run, folder=tmp_path)
@@ -179,15 +179,15 @@ def test_processes_do_not_mix_their_lines(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from mnistlib.ledger import _append
+from mnistlib.ledger import append
 path, mark = Path(sys.argv[1]), sys.argv[2]
 print(flush=True)
 sys.stdin.readline()
 for i in range(200):
-    _append(path, ("who", "what"), [{"who": mark, "what": mark * 5000}, {"who": mark, "what": i}])
+    append(path, ("who", "what"), [{"who": mark, "what": mark * 5000}, {"who": mark, "what": i}])
 """
     path = tmp_path / "rows.csv"
-    ledger._append(path, ("who", "what"), [])
+    ledger.append(path, ("who", "what"), [])
     command = [sys.executable, "-c", script, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]

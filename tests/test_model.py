@@ -32,6 +32,7 @@ TOTALS = {
     "reference-shared": BODY + 49 + 160,
     "reference-depthwise": BODY + 784 + 160,
     "reference-separable": BODY + 1_120 + 700,
+    "early": 25 * 24 + 24 * 16 + 4 * 9 * 16 * 16 + 2 * 24 + 4 * 2 * 16 + 7_840,
 }
 every_model = pytest.mark.parametrize("name", list(MODELS))
 

@@ -198,6 +198,52 @@ def test_a_longer_epoch_passes_over_the_images_equally_often(tiny_config, epoch_
     assert (min(often), max(often)) == (wanted // 500, math.ceil(wanted / 500))
 
 
+@pytest.fixture
+def focused(tiny_config):
+    """Return four epochs of 100 images, 70 of them those with the greatest losses."""
+    return replace(tiny_config, epochs=4, epoch_images=100, batch_size=30, focus=0.7)
+
+
+def test_focus_takes_its_share_from_the_images_with_the_greatest_losses(focused):
+    t = TrainingState(focused, CPU, 500)
+    t.last_loss = torch.arange(500).to(torch.bfloat16)  # the last images are the hardest
+    order = t.draw_order(500).tolist()
+    assert len(set(order)) == 100
+    assert len([i for i in order if i >= 428]) >= 70  # bfloat16 makes neighbours equal
+    assert len([i for i in order if i < 428]) > 20
+    assert order != sorted(order)
+
+
+def test_focus_shows_unseen_images_before_any_a_second_time(focused, tiny_digits):
+    t = TrainingState(replace(focused, focus=1.0), CPU, 500)
+    seen = []
+    for _ in range(5):
+        seen += t.draw_order(500).tolist()
+        t.epoch_loss.fill_(0.5)
+        t.end_epoch()
+    assert sorted(seen) == list(range(500))
+
+
+def test_focus_remembers_the_loss_that_each_image_had(focused, tiny_digits, monkeypatch):
+    states = []
+    after_step(monkeypatch, lambda t, *_: states.append(t))
+    train(replace(focused, ema_decay=0.0, degrees=0, pixels=0, scale=0, shear=0, dropout=0.0,
+                  epochs=1, max_lr=1e-8), tiny_digits)  # fmt: skip
+    t = states[-1]
+    ids = tiny_digits.split("random")[0][t.drawn]
+    logits = t.model.train()(tiny_digits.train_images[ids[:30]])
+    labels = tiny_digits.train_labels[ids[:30]].long()
+    wanted = torch.nn.functional.cross_entropy(
+        logits, labels, label_smoothing=focused.label_smoothing, reduction="none"
+    )
+    assert torch.allclose(t.last_loss[t.drawn[:30]].float(), wanted, rtol=0.02)
+    assert int(t.last_loss.isinf().sum()) == 400
+
+
+def test_without_focus_nothing_is_remembered(tiny_config):
+    assert "last_loss" not in TrainingState(tiny_config, CPU, 500).state()
+
+
 def test_a_longer_epoch_has_more_steps(tiny_config, tiny_digits):
     run = train(replace(tiny_config, epochs=1, epoch_images=1200), tiny_digits)
     assert len(run.curve["loss"]) == 10
@@ -489,6 +535,33 @@ def test_no_part_of_the_training_state_can_be_left_out(
     except (CheckpointError, RuntimeError, ValueError):
         return  # refused, which is as good
     assert not same(weights(lacking), weights(whole))
+
+
+@pytest.mark.parametrize("stop", [5, 6, 8, 11])
+def test_a_focused_run_resumes_to_the_same_bits(
+    focused, tiny_digits, finished, monkeypatch, tmp_path, stop
+):
+    with monkeypatch.context() as m:
+        within_step(m, stop, ctrl_c)
+        part = train(focused, tiny_digits, folder=tmp_path)
+    assert part.interrupted
+    assert same(weights(train(focused, tiny_digits, part.checkpoint)), weights(finished(focused)))
+
+
+@pytest.mark.parametrize("field", ["last_loss", "epoch_loss"])
+def test_no_part_of_what_focus_remembers_can_be_left_out(
+    focused, tiny_digits, finished, monkeypatch, tmp_path, field
+):
+    with monkeypatch.context() as m:
+        within_step(m, 7, ctrl_c)
+        part = train(focused, tiny_digits, folder=tmp_path)
+    content = load_checkpoint(part.checkpoint)
+    content["training"][field] = TrainingState(focused, CPU, 500).state()[field]
+    lacking = train(focused, tiny_digits, save_checkpoint(content, tmp_path / "forged"))
+    assert not same(weights(lacking), weights(finished(focused)))
+    del content["training"][field]
+    with pytest.raises(CheckpointError, match=f"lacks {field}"):
+        train(focused, tiny_digits, save_checkpoint(content, tmp_path / "without"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""What the command line takes: every command, its options and their help."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from .config import RECIPES, Config
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m mnistlib",
+        description="What can a handwritten-digit classifier do on a parameter budget?",
+        epilog="Digits come from the folder in MNISTLIB_DATA, else from the cache, else from a "
+        "download, else from an embedded sample of 5,000; runs go to MNISTLIB_RUNS, else to "
+        "outputs/runs. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command "
+        "line, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    p = commands.add_parser(
+        "train",
+        help="train a network and save its checkpoint",
+        description="Train a network, a table row per epoch. Ctrl-C ends it after the step it is "
+        "in, with a checkpoint that --resume takes up. Settings not given are the recipe's own.",
+    )
+    _add_recipe(p)
+    p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set")
+    p.add_argument("--test", action="store_true", help="evaluate the final weights on the test set")
+    p.add_argument("--folder", type=Path, help="where the checkpoint goes")
+    p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the row")
+    _add_data(p)
+    _add_settings(p)
+
+    p = commands.add_parser(
+        "sweep",
+        help="train a recipe over many seeds, one run per core",
+        description="Train a recipe over many seeds, one run per core with one thread each, and "
+        "write a row as each ends. Runs that the ledger has are left out, so the same command "
+        "goes on where it was stopped. Ctrl-C costs the runs in flight and no other.",
+    )
+    _add_recipe(p)
+    p.add_argument("--seeds", type=_seeds, default=range(5), metavar="FROM:TO",
+                   help="e.g. 0:20, which is 0 to 19 (default: 0:5)")  # fmt: skip
+    p.add_argument("--test", action="store_true", help="evaluate final weights on the test set")
+    p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the rows")
+    p.add_argument("--curves", action="store_true", help="validate after each epoch, not the last")
+    p.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    _add_data(p)
+    _add_settings(p, leave_out="seed")
+
+    p = commands.add_parser(
+        "evaluate", help="accuracy of a checkpoint on its validation images and the test set"
+    )
+    p.add_argument("checkpoint", type=Path, nargs="?", help="default: the published one")
+    _add_data(p)
+
+    p = commands.add_parser("predict", help="say which digit each picture shows")
+    p.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, ... of a digit"
+    )
+    p.add_argument("--checkpoint", type=Path, help="default: the published one")
+
+    p = commands.add_parser(
+        "notebooks",
+        help="execute notebooks headless with papermill",
+        description="Execute notebooks headless into a folder of their own under outputs/runs, "
+        "with checkpoint and figures, and summarise the result.",
+    )
+    p.add_argument("names", nargs="*", metavar="NAME", help="e.g. 03 (default: all)")
+    p.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a notebook parameter, e.g. -p seed 1",
+    )
+    p.add_argument("--folder", type=Path, help="where everything goes")
+    p.add_argument("--in-place", action="store_true", help="renew the committed notebooks")
+
+    p = commands.add_parser("report", help="write the ledger's figures into README.md")
+    p.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
+    return parser.parse_args(arguments)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="auto", help="auto, mnist, sample or a folder")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} (default: fast)")
+
+
+def _add_settings(parser: argparse.ArgumentParser, leave_out: str = "") -> None:
+    settings = parser.add_argument_group("settings of the run (recipe's own where not given)")
+    for f in fields(Config):
+        if f.name != leave_out:
+            settings.add_argument(
+                f"--{f.name.replace('_', '-')}", metavar=f.type.__name__, help=f.metadata["help"]
+            )
+
+
+def _seeds(text: str) -> range:
+    """Read `0:20`, or `7` for that seed alone."""
+    first, colon, last = text.partition(":")
+    try:
+        seeds = range(int(first), int(last) if colon else int(first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FROM:TO, as in 0:20") from None
+    if not seeds or seeds[0] < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} names no seeds; 0:20 is 0 to 19")
+    return seeds

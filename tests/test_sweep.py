@@ -1,0 +1,158 @@
+"""Sweeps: every run once, whatever stops them; the ledger is what they go by."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+
+from mnistlib import Config, TrainingError, read_results, sweep, train
+
+SWEEP = sys.modules["mnistlib.sweep"]  # the package's attribute of that name is the function
+ONE = Config(epochs=1, epoch_images=100, batch_size=25, max_lr=0.01, device="cpu")
+
+
+class AtOnce:
+    """An executor that does each job as it is submitted."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, job, *args):
+        self.jobs.append(args[0])
+        future = Future()
+        try:
+            future.set_result(job(*args))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(autouse=True)
+def loads_tiny(tiny_digits, monkeypatch):
+    monkeypatch.setattr(SWEEP, "_digits", lambda data: tiny_digits)
+
+
+def seeds(n):
+    return [replace(ONE, seed=seed) for seed in range(n)]
+
+
+def test_each_run_gets_one_row_with_one_thread(tmp_path):
+    assert sweep(seeds(3), tmp_path, executor=AtOnce()) == (3, 0)
+    rows = read_results(folder=tmp_path)
+    assert sorted(rows["seed"]) == [0, 1, 2]
+    assert set(rows["threads"]) == {1}
+    assert rows["n_test"].isna().all()
+
+
+def test_a_row_is_what_the_run_alone_gives(tmp_path, tiny_digits):
+    sweep(seeds(2), tmp_path, test=True, executor=AtOnce())
+    row = read_results(folder=tmp_path).set_index("seed").loc[1]
+    run = train(replace(ONE, seed=1, threads=1), tiny_digits, save=False, verbose=False)
+    assert row["val_loss"] == pytest.approx(run.history[-1]["val_loss"], abs=1e-6)
+    assert row["n_test"] == 100
+
+
+def test_only_the_end_is_evaluated_unless_curves_are_wanted(tmp_path):
+    two = replace(ONE, epochs=2)
+    sweep([two], tmp_path / "end", executor=AtOnce())
+    sweep([two], tmp_path / "all", curves=True, executor=AtOnce())
+    end, every = (read_results("history", tmp_path / name) for name in ("end", "all"))
+    assert end["val_acc"].isna().tolist() == [True, False]
+    assert every["val_acc"].notna().all()
+    assert end["val_acc"].iloc[-1] == every["val_acc"].iloc[-1]
+
+
+def test_what_the_ledger_has_is_not_run_again_and_nothing_is_run_twice(tmp_path, capsys):
+    sweep(seeds(2), tmp_path, executor=AtOnce())
+    before = (tmp_path / "runs.csv").read_text()
+    second = AtOnce()
+    assert sweep([*seeds(3), *seeds(3)], tmp_path, executor=second) == (1, 0)
+    assert [c.seed for c in second.jobs] == [2]
+    assert (tmp_path / "runs.csv").read_text().startswith(before)
+    assert sweep(seeds(3), tmp_path, executor=AtOnce()) == (0, 0)
+    assert "3 runs, 3 of them in the ledger" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def fails(config, *args, **more):
+        if config.seed == 1:
+            raise TrainingError("the loss is not finite")
+        return train(config, *args, **more)
+
+    monkeypatch.setattr(SWEEP, "train", fails)
+    assert sweep(seeds(3), tmp_path, executor=AtOnce()) == (2, 1)
+    assert sorted(read_results(folder=tmp_path)["seed"]) == [0, 2]
+    assert "FAILED: custom seed 1: the loss is not finite" in capsys.readouterr().err
+
+
+def test_progress_says_how_many_are_done_and_how_long_the_rest_takes(tmp_path, capsys):
+    sweep(seeds(2), tmp_path, executor=AtOnce())
+    said = capsys.readouterr().out
+    assert "2 runs, 0 of them in the ledger" in said
+    assert "1 of 2, 0 min left: custom seed" in said
+    assert "2 of 2" in said
+
+
+def test_an_interrupted_sweep_keeps_what_ended_and_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        interrupted.calls += 1
+        if interrupted.calls > 2:
+            raise KeyboardInterrupt
+        return recorded(*args)
+
+    interrupted.calls, recorded = 0, SWEEP.record
+    with monkeypatch.context() as m:
+        m.setattr(SWEEP, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(seeds(4), tmp_path, executor=AtOnce())
+    assert "interrupted after 2 of 4 runs" in capsys.readouterr().out
+    assert len(read_results(folder=tmp_path)) == 2
+    assert sweep(seeds(4), tmp_path, executor=AtOnce()) == (2, 0)
+    assert sorted(read_results(folder=tmp_path)["seed"]) == [0, 1, 2, 3]
+
+
+COMMAND = [sys.executable, "-m", "mnistlib", "sweep", "--data", "sample", "--epochs", "1",
+           "--batch-size", "25", "--device", "cpu", "--workers", "2"]  # fmt: skip
+
+
+def test_the_command_runs_processes_side_by_side(tmp_path):
+    short = [*COMMAND, "--epoch-images", "50", "--seeds", "0:3", "--ledger", str(tmp_path)]
+    done = subprocess.run(short, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(read_results(folder=tmp_path)["seed"]) == [0, 1, 2]
+    assert "3 of 3" in done.stdout
+
+
+def test_ctrl_c_ends_the_command_and_its_workers(tmp_path):
+    long = [*COMMAND, "--epoch-images", "10000000", "--seeds", "0:2", "--ledger", str(tmp_path)]
+    with subprocess.Popen(long, stdout=subprocess.PIPE, text=True, start_new_session=True) as job:
+        assert "2 runs, 0 of them" in job.stdout.readline()
+        time.sleep(1)
+        os.killpg(job.pid, signal.SIGINT)
+        job.wait(60)
+    assert job.returncode == 130
+    assert not (tmp_path / "runs.csv").exists()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(job.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker is still there")
+
+
+def test_seeds_that_are_none_are_refused(capsys):
+    from mnistlib.__main__ import main
+
+    for text in ("3:1", "a", "-1:2"):
+        with pytest.raises(SystemExit) as error:
+            main(["sweep", f"--seeds={text}"])
+        assert error.value.code == 2
+        assert "0:20" in capsys.readouterr().err
