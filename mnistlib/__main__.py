@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -81,6 +81,23 @@ def do_sweep(args: argparse.Namespace) -> int:
         data=args.data, test=args.test, curves=args.curves, workers=args.workers,
     )  # fmt: skip
     return int(failed > 0)
+
+
+def do_bench(args: argparse.Namespace) -> int:
+    from .bench import bench, ladder
+    from .peers import COURSES, curves
+
+    if args.curves and args.curves not in COURSES:
+        raise ConfigError(f"there is no course {args.curves!r}; there are {', '.join(COURSES)}")
+    if args.ladder:
+        steps = [replace(c, seed=seed) for c in ladder().values() for seed in args.seeds]
+        return int(sweep(steps, args.ledger, data="mnist")[1] > 0)
+    if args.curves:
+        path = curves(args.curves, args.seeds, args.ledger)
+    else:
+        path = bench(args.ledger, args.repetitions, args.only)
+    print(f"rows are in {path}")
+    return 0
 
 
 def do_evaluate(args: argparse.Namespace) -> int:

@@ -52,6 +52,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_settings(p, leave_out="seed")
 
     p = commands.add_parser(
+        "bench",
+        help="time training, step by step from a conventional loop to the fastest recipe",
+        description="Time every step of notebook 08 in turns and append the rows to speed.csv; "
+        "leave the machine alone meanwhile, half an hour on two cores. What the steps reach is "
+        "measured apart, one seed per core: --ladder trains those that change the recipe, "
+        "--curves a course by the conventional loop, its epochs going to curves.csv.",
+    )
+    p.add_argument("--repetitions", type=int, default=5, help="of each measure (default: 5)")
+    p.add_argument("--only", default="", metavar="TEXT", help="measure what has this in its name")
+    p.add_argument("--ladder", action="store_true", help="train the steps of the staircase")
+    p.add_argument("--curves", metavar="COURSE", help="reference, keras, pytorch or one-epoch")
+    p.add_argument("--seeds", type=_seeds, default=range(1), metavar="FROM:TO",
+                   help="of the ladder or the curves (default: 0:1)")  # fmt: skip
+    p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the rows")
+
+    p = commands.add_parser(
         "evaluate", help="accuracy of a checkpoint on its validation images and the test set"
     )
     p.add_argument("checkpoint", type=Path, nargs="?", help="default: the published one")

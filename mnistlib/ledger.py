@@ -92,12 +92,12 @@ def record(
         "config": json.dumps(asdict(run.config)),
     }
     key = (digest, run.config.seed)
-    if key not in _known(folder / "history.csv"):  # asked apart: a kill may come between the two
+    if key not in finished(folder / "history.csv"):  # asked apart: a kill may come between the two
         epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
         for e in epochs:
             e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
         append(folder / "history.csv", EPOCH_COLUMNS, epochs)
-    if key not in _known(folder / "runs.csv"):
+    if key not in finished(folder / "runs.csv"):
         append(folder / "runs.csv", COLUMNS, [row])
     return row
 
@@ -119,16 +119,12 @@ def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) 
         file.write(text.getvalue().encode())
 
 
-def finished(folder: Path | None = None) -> set[tuple[str, int]]:
-    """Return config hash and seed of every run in a ledger, by default that of `runs_folder()`."""
-    return _known((folder or runs_folder()) / "runs.csv")
-
-
-def _known(path: Path) -> set[tuple[str, int]]:
+def finished(path: Path, by: str = "config_hash") -> set[tuple[str, int]]:
+    """Return config hash (or what else identifies a run) and seed of every run in a table."""
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {(row["config_hash"], int(row["seed"])) for row in csv.DictReader(file)}
+        return {(row[by], int(row["seed"])) for row in csv.DictReader(file)}
 
 
 def commit() -> str:

@@ -1,10 +1,13 @@
-"""What a run does to the process around it: threads, random state, Ctrl-C, its printed table."""
+"""Processes: what a run does to the one it is in, and the workers that share many runs."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 
 import torch
 
@@ -46,6 +49,32 @@ def collected_interrupts() -> Iterator[list[int]]:
         yield caught
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers(n: int) -> Iterator[ProcessPoolExecutor]:
+    """Start `n` processes; an exception, Ctrl-C among them, ends them amid their work."""
+    # not forked: a copy of a process whose threads are at work may hang
+    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=_ignore_interrupts)
+    try:
+        yield pool
+    except BaseException:
+        started = list((pool._processes or {}).values())  # public only from Python 3.14 on
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in started:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Table:

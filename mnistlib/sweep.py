@@ -1,23 +1,23 @@
 """Many runs: one process per core with one thread each; what the ledger has is not run again."""
 
-import os
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from .config import Config
+from .config import Config, runs_folder
 from .data import Digits, load_mnist
 from .evaluate import Evaluation, evaluate
 from .ledger import finished, record
+from .process import cores
+from .process import workers as start_workers
 from .train import Run, train
 
 
@@ -47,7 +47,7 @@ def sweep(
         executor: any `concurrent.futures` executor to use instead of processes made here.
     """
     source = _digits(data).source
-    known = finished(ledger)
+    known = finished((ledger or runs_folder()) / "runs.csv")
     todo = {}
     for config in configs:
         key = (config.hash(source), config.seed)
@@ -56,40 +56,29 @@ def sweep(
     print(f"{len(configs)} runs, {len(configs) - len(todo)} of them in the ledger", flush=True)
     if not todo:
         return 0, 0
-    workers = min(workers or cores(), len(todo))
-    pool = executor or ProcessPoolExecutor(
-        # a fork of a process whose threads are at work may hang
-        workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts
-    )  # fmt: skip
-    jobs = {pool.submit(_one, config, data, test, curves): config for config in todo.values()}
     done, failed, began = 0, 0, time.perf_counter()
-    try:
-        for job in as_completed(jobs):
-            config = jobs[job]
-            try:
-                run, seen = job.result()
-            except Exception as error:  # of any kind: the other runs go on
-                failed += 1
-                print(f"FAILED: {config.recipe} seed {config.seed}: {error}", file=sys.stderr)
-                continue
-            record(run, seen, ledger)
-            done += 1
-            ended = done + failed
-            left = (time.perf_counter() - began) / ended * (len(jobs) - ended)
-            print(f"{ended} of {len(jobs)}, {left / 60:.0f} min left: {config.recipe} seed "
-                  f"{config.seed}: {run}", flush=True)  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"interrupted after {done} of {len(jobs)} runs; the same command does the rest")
-        raise
-    finally:
-        if executor is None:
-            _stop(pool, kill=done + failed < len(jobs))
+    processes = min(workers or cores(), len(todo))
+    with nullcontext(executor) if executor else start_workers(processes) as pool:
+        jobs = {pool.submit(_one, config, data, test, curves): config for config in todo.values()}
+        try:
+            for job in as_completed(jobs):
+                config = jobs[job]
+                try:
+                    run, seen = job.result()
+                except Exception as error:  # of any kind: the other runs go on
+                    failed += 1
+                    print(f"FAILED: {config.recipe} seed {config.seed}: {error}", file=sys.stderr)
+                    continue
+                record(run, seen, ledger)
+                done += 1
+                ended = done + failed
+                left = (time.perf_counter() - began) / ended * (len(jobs) - ended)
+                print(f"{ended} of {len(jobs)}, {left / 60:.0f} min left: {config.recipe} seed "
+                      f"{config.seed}: {run}", flush=True)  # fmt: skip
+        except KeyboardInterrupt:
+            print(f"interrupted after {done} of {len(jobs)} runs; the same command does the rest")
+            raise
     return done, failed
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _digits = cache(load_mnist)
@@ -107,17 +96,3 @@ def _one(config: Config, data: str, test: bool, curves: bool) -> tuple[Run, Eval
     if test and digits.test_images is not None:
         seen = evaluate(run.model, digits.test_images, digits.test_labels)
     return run, seen
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _stop(pool: ProcessPoolExecutor, kill: bool) -> None:
-    """Close the pool; `kill` ends runs in flight, which have nothing to save."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=not kill, cancel_futures=True)
-    if kill:
-        for worker in workers:
-            worker.terminate()
