@@ -14,7 +14,8 @@ from .checkpoint import CheckpointError, load_checkpoint, load_model, published_
 from .config import Config, ConfigError, configure
 from .data import DatasetError, load_mnist
 from .evaluate import evaluate, predict, read_picture
-from .ledger import record, write_report
+from .ledger import record
+from .report import write_report
 from .state import pick_device
 from .sweep import sweep
 from .train import TrainingError, train

@@ -1,4 +1,4 @@
-"""The ledger: one CSV row per finished run, one per epoch; and the README's generated blocks."""
+"""The ledger: one CSV row per finished run, one per epoch, and what is read off them."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .budget import Budget
 from .checkpoint import versions
-from .config import outputs_folder, runs_folder
+from .config import Config, outputs_folder, runs_folder
 from .evaluate import Evaluation
 from .train import Run
 
@@ -147,6 +147,16 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
     return pd.read_csv(path, dtype={"config_hash": str, "commit": str})
 
 
+def runs_of(config: Config, folder: Path | None = None) -> "pd.DataFrame":
+    """Return the committed runs of a Config, whatever their seeds, devices and threads."""
+    runs = read_results(folder=folder)
+    wanted = [
+        Config(**json.loads(c) | {"seed": config.seed}).hash("mnist") == config.hash("mnist")
+        for c in runs["config"]
+    ]
+    return runs[wanted]
+
+
 def quote(recipe: str, folder: Path | None = None) -> str:
     """Say in a sentence what the committed runs of a recipe reach at their last epoch.
 
@@ -159,84 +169,13 @@ def quote(recipe: str, folder: Path | None = None) -> str:
         raise ValueError(f"the ledger has no run of the recipe {recipe!r}")
     val, last = rows["val_accuracy"], rows.iloc[-1]
     return (
-        f"{recipe}: {val.mean():.2f} % validation accuracy after {last['epochs']} epochs, mean of "
-        f"n = {len(rows)} seeds (range {val.min():.2f} to {val.max():.2f}), last epoch, "
-        f"{last['n_val']:,} images, {last['parameters']:,} parameters"
+        f"{recipe}: {val.mean():.2f} % validation accuracy after {images_seen(last):,} images in "
+        f"{last['epochs']} epochs, mean of n = {len(rows)} seeds (range {val.min():.2f} to "
+        f"{val.max():.2f}), last epoch, {last['n_val']:,} validation images, "
+        f"{last['parameters']:,} parameters"
     )
 
 
-BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
-
-
-def headline(folder: Path | None = None) -> str:
-    """Return the README's headline table, a row per recipe, from the committed ledger."""
-    lines = [
-        "| recipe | parameters | epochs | seeds | validation accuracy, mean (range) | "
-        "test accuracy, mean (range) | seconds, median (range) | memory, largest | checkpoint |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    runs = read_results(folder=folder)
-    for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
-        val, test = (_mean_range(rows[f"{part}_accuracy"]) for part in ("val", "test"))
-        lines.append(
-            f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | {rows['epochs'].iloc[0]} | "
-            f"{len(rows)} | {val} | {test} | {_median_range(rows['seconds'])} | "
-            f"{rows['memory_mb'].max():.0f} MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB |"
-        )
-    return "\n".join(lines)
-
-
-def promises(folder: Path | None = None) -> str:
-    """Return the README's table of the reference's promises beside the committed runs."""
-    runs, published = read_results(folder=folder), read_results("published", folder)
-    history = read_results("history", folder)
-    rows = runs[runs["recipe"] == "reference"]
-    best = history.merge(rows[["config_hash", "seed"]]).groupby("seed")["val_acc"].max()
-    last, n = rows["val_accuracy"], len(rows)
-    memory = rows["memory_mb"].max()
-    kilobytes = rows["checkpoint_bytes"].max() / 1000
-    table = [
-        ("", "promised", f"here, `reference` recipe, n = {n} seeds"),
-        ("---", "---", "---"),
-        ("parameters", "13,912", f"{rows['parameters'].iloc[0]:,}"),
-        ("validation accuracy, best epoch", f"{published['val_acc'].max():.2f} % (one run)",
-         _mean_range(best)),
-        ("validation accuracy, last epoch", f"{published['val_acc'].iloc[-1]:.2f} % (one run)",
-         _mean_range(last)),
-        ("training time, 20 epochs", "about 10 minutes on a CPU",
-         f"{_median_range(rows['seconds'] / 60, 1)} minutes, median (range), with one thread"),
-        ("memory", "under 500 MB", f"{memory:.0f} MB above `import torch`, of which "
-         f"{rows['optimizer_mb'].max():.0f} MB come with torch's first optimizer"),
-        ("disk", "about 50 MB", f"{kilobytes:.0f} kB for a checkpoint"),
-    ]  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in table)
-
-
-def _median_range(values: "pd.Series", digits: int = 0) -> str:
-    shown = (f"{v:.{digits}f}" for v in (values.median(), values.min(), values.max()))
-    return "{} ({} to {})".format(*shown)
-
-
-def _mean_range(values: "pd.Series") -> str:
-    if values.isna().any():
-        return "not evaluated"
-    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
-
-
-def write_report(check: bool = False, readme: Path | None = None) -> bool:
-    """Renew the generated blocks of the README; return whether they were out of date.
-
-    Raises:
-        ValueError: a block's marks are missing.
-    """
-    readme = readme or outputs_folder().parent / "README.md"
-    text = new = readme.read_text(encoding="utf-8")
-    for name, block in {"headline": headline(), "promises": promises()}.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
-            raise ValueError(f"{readme} must have the marks {begin} and {end} once, in order")
-        before, after = new.split(begin)[0], new.split(end)[1]
-        new = f"{before}{begin}\n{block}\n{end}{after}"
-    if new != text and not check:
-        readme.write_text(new, encoding="utf-8")
-    return new != text
+def images_seen(row: "pd.Series") -> int:
+    """Return how many training images a run of the ledger saw, repetitions counted."""
+    return int(row["epochs"]) * (json.loads(row["config"])["epoch_images"] or 60_000 - row["n_val"])

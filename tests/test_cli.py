@@ -137,10 +137,11 @@ def test_a_ledger_that_cannot_be_written_is_an_error(desk, capsys, loads_tiny):
 
 @pytest.mark.parametrize("missing", ["README.md", "marks", "runs.csv"])
 def test_a_report_that_cannot_be_written_is_an_error(desk, capsys, monkeypatch, missing):
-    monkeypatch.setattr("mnistlib.ledger.outputs_folder", lambda: desk / "outputs")
+    for module in ("ledger", "report"):
+        monkeypatch.setattr(f"mnistlib.{module}.outputs_folder", lambda: desk / "outputs")
     if missing != "runs.csv":
-        monkeypatch.setattr("mnistlib.ledger.headline", lambda: "a table")
-        monkeypatch.setattr("mnistlib.ledger.promises", lambda: "a table")
+        for block in ("headline", "speed", "promises"):
+            monkeypatch.setattr(f"mnistlib.report.{block}", lambda: "a table")
     if missing != "README.md":
         Path("README.md").write_text("no marks")
     before = files(desk)
@@ -169,7 +170,7 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     title, *rows = out.splitlines()
     assert title.startswith("Epoch  Train Loss  Val Loss")
     assert [row.split()[0] for row in rows[:2]] == ["1", "2"]
-    assert rows[2].startswith("reference: ")
+    assert rows[2].startswith("early: ")
     assert rows[3:] == [f"test: {seen}", f"checkpoint: {checkpoint}"]
     row = (runs_folder / "runs.csv").read_text().splitlines()[1]
     assert row.startswith(f"custom,{config.hash('mnist')},5,mnist,random,reference,13912,")

@@ -21,12 +21,14 @@ from mnistlib import (
     ledger,
     read_results,
     record,
+    report,
     train,
 )
-from mnistlib.ledger import BEGIN, COLUMNS, END, EPOCH_COLUMNS, write_report
+from mnistlib.ledger import COLUMNS, EPOCH_COLUMNS, runs_of
+from mnistlib.report import BEGIN, END, write_report
 
 ROW = {"train_loss": 0.123456789, "val_loss": 0.2, "train_acc": 95.0, "lr": 1e-3, "seconds": 1.5}
-BLOCKS = ("headline", "promises")
+BLOCKS = ("headline", "speed", "promises")
 MARKS = "\n\n".join(f"{BEGIN.format(name)}\nold\n{END.format(name)}" for name in BLOCKS)
 
 
@@ -46,6 +48,7 @@ def run(tiny_config):
 def results(tmp_path, monkeypatch):
     """Return the folder of a committed ledger, in a checkout of its own."""
     monkeypatch.setattr(ledger, "outputs_folder", lambda: tmp_path / "outputs")
+    monkeypatch.setattr(report, "outputs_folder", lambda: tmp_path / "outputs")
     monkeypatch.setattr(ledger, "commit", lambda: "0012345")
     return tmp_path / "outputs" / "results"
 
@@ -216,6 +219,14 @@ def committed(results) -> None:
     record(made_up(RECIPES["fast"], 98.5), folder=results, memory_mb=90)
     record(made_up(Config(epochs=1, seed=7), 50.0), folder=results)
     (results / "published.csv").write_text("epoch,val_acc\n1,97.6\n2,98.8\n3,98.7\n")
+    times = "".join(
+        f"{go},run,{name},{seconds},2\n"
+        for go, name, seconds in [
+            ("1", "fast", 99), ("2", "conventional", 400), ("2", "fast", 21), ("2", "fast", 20),
+            ("2", "fast", 18), ("2", "sprint", 4),
+        ]
+    )  # fmt: skip
+    (results / "speed.csv").write_text("go,kind,name,seconds,threads\n" + times)
 
 
 def test_the_report_goes_between_its_marks(results, tmp_path):
@@ -227,15 +238,25 @@ def test_the_report_goes_between_its_marks(results, tmp_path):
     assert text.startswith(f"# Title\n\n{BEGIN.format('headline')}\n| recipe |")
     assert text.endswith(f" |\n{END.format('promises')}\n\nThe rest: 100 %, ±.\n")
     assert "old" not in text
-    headline, promises = text.split(BEGIN.format("promises"))
+    headline, rest = text.split(BEGIN.format("speed"))
+    speed, promises = rest.split(BEGIN.format("promises"))
     reference, fast = [line for line in headline.splitlines() if line.startswith("| `")]
-    assert reference.startswith("| `reference` | 13,912 | 20 | 3 | 99.20 % (99.00 to 99.40) | ")
-    assert "| 99.01 % (99.00 to 99.02) | 2 (2 to 2) | 102 MB |" in reference
-    assert fast.startswith("| `fast` | 13,912 | 3 | 1 | 98.50 % (98.50 to 98.50) | not evaluated |")
+    assert reference == (
+        "| `reference` | reference | 13,912 | 1,000,000 | 3 | 99.20 % (99.00 to 99.40) | "
+        "99.01 % (99.00 to 99.02) |"
+    )
+    assert fast == (
+        "| `fast` | early | 18,216 | 240,000 | 1 | 98.50 % (98.50 to 98.50) | not evaluated |"
+    )
+    assert (
+        "| `reference` by the conventional loop | 2 | 1 | 400.0 (400.0 to 400.0) | 1.0 |" in speed
+    )
+    assert "| `fast` | 2 | 3 | 20.0 (18.0 to 21.0) | 20.0 |" in speed  # the last go alone
+    assert "| `sprint` | 2 | 1 | 4.0 (4.0 to 4.0) | 100.0 |" in speed
     assert "best epoch | 98.80 % (one run) | 99.50 % (99.30 to 99.70) |" in promises
     assert "last epoch | 98.70 % (one run) | 99.20 % (99.00 to 99.40) |" in promises
     assert "| 102 MB above `import torch`, of which 62 MB come" in promises
-    for block in (headline, promises):  # each is a table of one width
+    for block in (headline, speed, promises):  # each is a table of one width
         table = [line.count("|") for line in block.splitlines() if line.startswith("|")]
         assert len(set(table)) == 1
 
@@ -285,11 +306,19 @@ def test_a_readme_without_its_marks_stays_as_it_is(results, tmp_path, text):
     assert readme.read_text(encoding="utf-8") == text
 
 
+def test_the_runs_of_a_config_are_its_seeds(results):
+    committed(results)
+    assert runs_of(replace(RECIPES["reference"], seed=9, threads=1))["seed"].tolist() == [0, 1, 2]
+    assert len(runs_of(RECIPES["fast"])) == 1
+    assert runs_of(RECIPES["sprint"]).empty
+
+
 def test_a_recipe_is_quoted_with_its_mean_and_its_seeds(results):
     committed(results)
     assert ledger.quote("reference") == (
-        "reference: 99.20 % validation accuracy after 20 epochs, mean of n = 3 seeds "
-        "(range 99.00 to 99.40), last epoch, 10,000 images, 13,912 parameters"
+        "reference: 99.20 % validation accuracy after 1,000,000 images in 20 epochs, mean of "
+        "n = 3 seeds (range 99.00 to 99.40), last epoch, 10,000 validation images, 13,912 "
+        "parameters"
     )
     with pytest.raises(ValueError, match="no run of the recipe 'slow'"):
         ledger.quote("slow")

@@ -1,0 +1,107 @@
+"""The README's generated blocks: tables that no hand has typed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import RECIPES, outputs_folder
+from .ledger import images_seen, read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
+
+
+def headline(folder: Path | None = None) -> str:
+    """Return the README's headline table, a row per recipe, from the committed ledger."""
+    lines = [
+        "| recipe | network | parameters | training images seen | seeds | "
+        "validation accuracy, mean (range) | test accuracy, mean (range) |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    runs = read_results(folder=folder)
+    for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
+        val, test = (_mean_range(rows[f"{part}_accuracy"]) for part in ("val", "test"))
+        row = rows.iloc[0]
+        lines.append(
+            f"| `{recipe}` | {row['model']} | {row['parameters']:,} | {images_seen(row):,} | "
+            f"{len(rows)} | {val} | {test} |"
+        )
+    return "\n".join(lines)
+
+
+def speed(folder: Path | None = None) -> str:
+    """Return the README's table of training times, beside the conventional loop's."""
+    rows = read_results("speed", folder)
+    rows = rows[(rows["kind"] == "run") & (rows["go"] == rows["go"].max())]
+    seconds = rows.groupby("name")["seconds"]
+    slowest = seconds.median().max()
+    lines = [
+        "| training | threads | times taken | seconds, median (range) | times as fast |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in ("conventional", "fast", "sprint"):
+        own = seconds.get_group(name)
+        what = f"`{name}`" if name in RECIPES else "`reference` by the conventional loop"
+        lines.append(
+            f"| {what} | {rows['threads'].iloc[0]} | {len(own)} | {_median_range(own, 1)} | "
+            f"{slowest / own.median():.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def promises(folder: Path | None = None) -> str:
+    """Return the README's table of the reference's promises beside the committed runs."""
+    runs, published = read_results(folder=folder), read_results("published", folder)
+    history = read_results("history", folder)
+    rows = runs[runs["recipe"] == "reference"]
+    best = history.merge(rows[["config_hash", "seed"]]).groupby("seed")["val_acc"].max()
+    last, n = rows["val_accuracy"], len(rows)
+    memory = rows["memory_mb"].max()
+    kilobytes = rows["checkpoint_bytes"].max() / 1000
+    table = [
+        ("", "promised", f"here, `reference` recipe, n = {n} seeds"),
+        ("---", "---", "---"),
+        ("parameters", "13,912", f"{rows['parameters'].iloc[0]:,}"),
+        ("validation accuracy, best epoch", f"{published['val_acc'].max():.2f} % (one run)",
+         _mean_range(best)),
+        ("validation accuracy, last epoch", f"{published['val_acc'].iloc[-1]:.2f} % (one run)",
+         _mean_range(last)),
+        ("training time, 20 epochs", "about 10 minutes on a CPU",
+         f"{_median_range(rows['seconds'] / 60, 1)} minutes, median (range), with one thread"),
+        ("memory", "under 500 MB", f"{memory:.0f} MB above `import torch`, of which "
+         f"{rows['optimizer_mb'].max():.0f} MB come with torch's first optimizer"),
+        ("disk", "about 50 MB", f"{kilobytes:.0f} kB for a checkpoint"),
+    ]  # fmt: skip
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def _median_range(values: "pd.Series", digits: int = 0) -> str:
+    shown = (f"{v:.{digits}f}" for v in (values.median(), values.min(), values.max()))
+    return "{} ({} to {})".format(*shown)
+
+
+def _mean_range(values: "pd.Series") -> str:
+    if values.isna().any():
+        return "not evaluated"
+    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
+
+
+def write_report(check: bool = False, readme: Path | None = None) -> bool:
+    """Renew the generated blocks of the README; return whether they were out of date.
+
+    Raises:
+        ValueError: a block's marks are missing.
+    """
+    readme = readme or outputs_folder().parent / "README.md"
+    text = new = readme.read_text(encoding="utf-8")
+    blocks = {"headline": headline(), "speed": speed(), "promises": promises()}
+    for name, block in blocks.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
+            raise ValueError(f"{readme} must have the marks {begin} and {end} once, in order")
+        before, after = new.split(begin)[0], new.split(end)[1]
+        new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text and not check:
+        readme.write_text(new, encoding="utf-8")
+    return new != text
