@@ -16,10 +16,10 @@ from .checkpoint import (
 from .config import RECIPES, Config, ConfigError, configure
 from .data import DatasetError, Digits, load_mnist
 from .evaluate import Evaluation, evaluate, predict
-from .ledger import quote, read_results, record
+from .ledger import quote, read_results, record, runs_of
 from .model import MODELS, build
 from .state import learning_rates
-from .stats import wilson_interval
+from .stats import difference_interval, mean_interval, wilson_interval
 from .sweep import sweep
 from .train import Run, TrainingError, train
 
@@ -37,11 +37,13 @@ __all__ = [
     "TrainingError",
     "build",
     "configure",
+    "difference_interval",
     "evaluate",
     "learning_rates",
     "load_checkpoint",
     "load_mnist",
     "load_model",
+    "mean_interval",
     "predict",
     "published_checkpoint",
     "quote",
@@ -49,6 +51,7 @@ __all__ = [
     "read_results",
     "record",
     "requirements",
+    "runs_of",
     "save_checkpoint",
     "sweep",
     "train",

@@ -25,11 +25,25 @@ from .train import train
 
 # what a row says is written down in outputs/README.md
 COLUMNS = (
-    "go", "kind", "name", "repetition", "images", "seconds", "evaluation_seconds", "whole_images",
-    "evaluations", "threads", "processes", "parameters", "multiply_accumulates", "config_hash",
-    "device", "torch", "commit",
+    "go", "kind", "name", "base", "repetition", "images", "seconds", "evaluation_seconds",
+    "whole_images", "evaluations", "threads", "processes", "parameters", "multiply_accumulates",
+    "config_hash", "device", "torch", "commit",
 )  # fmt: skip
 UNIT = 12_800  # images of a timed short run
+
+
+# the conventional loop's steps: from which other, and how; the last three were tried and not kept
+WAYS: dict[str, tuple[str, Way]] = {
+    "conventional loop": ("", Way()),
+    "tensors in memory": ("conventional loop", Way(False)),
+    "kept as uint8": ("tensors in memory", Way(False, False)),
+    "loss read at the end": ("kept as uint8", Way(False, False, False)),
+    "channels_last": ("loss read at the end", Way(False, False, False, True)),
+    "fused optimizer": ("channels_last", fused := Way(False, False, False, True, True)),
+    "bfloat16": ("fused optimizer", replace(fused, bfloat16=True)),
+    "denormals flushed": ("fused optimizer", replace(fused, flush=True)),
+    "torch.compile": ("fused optimizer", replace(fused, compiled=True)),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Measure:
     threads: int = 0
     processes: int = 1
     once: bool = False
+    base: str = ""
+    """of a step: the one that it is one change away from"""
 
 
 def ladder() -> dict[str, Config]:
@@ -92,7 +108,7 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
                 continue
             seconds, evaluation = m.take()
             row = {
-                "go": go, "kind": m.kind, "name": m.name, "repetition": repetition,
+                "go": go, "kind": m.kind, "name": m.name, "base": m.base, "repetition": repetition,
                 "images": m.images, "seconds": round(seconds, 4),
                 "evaluation_seconds": round(evaluation, 4) or None,
                 "whole_images": m.whole_images or None, "evaluations": m.evaluations,
@@ -114,13 +130,15 @@ def measures(digits: Digits) -> Iterator[Measure]:
         yield Measure("matmul", f"{n} threads", partial(_matmul, n), 20, threads=n)
     c, n_train = RECIPES["reference"], len(digits.split()[0])
     whole = c.epochs * n_train
-    for name, way in _ways().items():
+    for name, (base, way) in WAYS.items():
         take = partial(_conventional, course_of(c), way, digits)
-        yield Measure("step", name, take, UNIT, build(c.model), c, whole, c.epochs - 1)
+        yield Measure("step", name, take, UNIT, build(c.model), c, whole, c.epochs - 1, base=base)
+    base = "fused optimizer"
     for name, step in {"our loop, evaluated at the end": c, **ladder()}.items():
         whole = step.epochs * (step.epoch_images or n_train)
         take = partial(_ours, step, digits)
-        yield Measure("step", name, take, UNIT, build(step.model), step, whole)
+        yield Measure("step", name, take, UNIT, build(step.model), step, whole, base=base)
+        base = name
     for name in ("keras", "pytorch"):
         course = COURSES[name]
         whole = course.epochs * n_train
@@ -141,25 +159,6 @@ def measures(digits: Digits) -> Iterator[Measure]:
     c = RECIPES["reference"]
     yield Measure("run", "conventional", partial(_whole_conventional, digits), c.epochs * n_train,
                   build(), c, c.epochs * n_train, c.epochs - 1, once=True)  # fmt: skip
-
-
-def _ways() -> dict[str, Way]:
-    """Return the conventional loop's ways, the last two tried on top of the one before them."""
-    tensors = Way(loader=False)
-    small = replace(tensors, floats=False)
-    unread = replace(small, reads_loss=False)
-    last = replace(unread, channels_last=True)
-    fused = replace(last, fused=True)
-    return {
-        "conventional loop": Way(),
-        "tensors in memory": tensors,
-        "kept as uint8": small,
-        "loss read at the end": unread,
-        "channels_last": last,
-        "fused optimizer": fused,
-        "denormals flushed": replace(fused, flush=True),
-        "torch.compile": replace(fused, compiled=True),
-    }
 
 
 def _matmul(threads: int) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from .state import make_optimizer, make_scheduler
 
 @dataclass(frozen=True)
 class Way:
-    """How a loop treats data and memory. What it computes is the same but for rounding."""
+    """How a loop treats data and memory. What it computes stays the same but for rounding."""
 
     loader: bool = True
     """a DataLoader over single pictures, each transformed by itself; else tensors, indexed"""
@@ -40,6 +40,8 @@ class Way:
     """the optimizer updates all parameters in one kernel, not in a Python loop"""
     flush: bool = False
     """floats too small for full precision become zero"""
+    bfloat16: bool = False
+    """convolutions and products in half precision: the one habit that does change the numbers"""
     compiled: bool = False
     """the network goes through torch.compile, which needs a C++ compiler"""
 
@@ -144,9 +146,10 @@ class Training:
         self.model.train()
         for _ in range(self.course.epochs):
             for pixels, labels in self.batches(self.train_ids, shuffle=True):
-                loss = F.cross_entropy(
-                    self.forward(pixels), labels, label_smoothing=self.course.label_smoothing
-                )
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.way.bfloat16):
+                    logits = self.forward(pixels).float()
+                smoothing = self.course.label_smoothing
+                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()

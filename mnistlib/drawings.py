@@ -1,14 +1,19 @@
 """Drawings of a network: its maps, what its layers see and answer, where its parameters go."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from .budget import Budget, Layer
-from .plots import PUBLISHED, QUIET, figure, show_digit
+from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure, show_digit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # the same colour for the same layer in every figure
 LAYER_COLORS = {
@@ -186,3 +191,27 @@ def evidence(model: nn.Module, image: Tensor, title: str) -> None:
             weight = "bold" if c == int(logits.argmax()) else "normal"
             text = f"{c}: logit {logits[c]:.1f}"
             ax.set_title(text, fontsize=8, fontweight=weight, loc="center")
+
+
+def staircase(table: "pd.DataFrame", title: str) -> None:
+    """Draw the seconds of each step of `report.staircase` as bars on a log axis, downwards.
+
+    Steps that were tried and not built on are pale; beside each bar stand its seconds, and the
+    validation accuracy with the number of seeds.
+    """
+    with figure(title, size=(7, 0.8 + 0.27 * len(table))) as (_, (ax,)):
+        for y, step in enumerate(table.itertuples()):
+            color = PUBLISHED if y == 0 else TRAIN
+            ax.barh(y, step.seconds, color=color, alpha=1.0 if step.kept else 0.3, height=0.7)
+            ax.annotate(f" {step.seconds:.0f} s", (step.seconds, y), va="center", fontsize=8)
+            if step.accuracy:
+                text = f"{np.mean(step.accuracy):.2f} %, n = {len(step.accuracy)}"
+                ax.annotate(text, (1.0, y), xycoords=("axes fraction", "data"), va="center",
+                            fontsize=8, color=VALIDATION)  # fmt: skip
+        names = [n if kept else f"{n} (not kept)" for n, kept in table["kept"].items()]
+        ax.set_yticks(range(len(table)), names, fontsize=8)
+        ax.invert_yaxis()
+        ax.set(xscale="log", xlim=(table["seconds"].min() / 2, 2.5 * table["seconds"].max()),
+               xlabel="seconds of training, two threads")  # fmt: skip
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.grid(axis="y", visible=False)

@@ -1,9 +1,10 @@
 """The README's generated blocks: tables that no hand has typed."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import RECIPES, outputs_folder
+from .config import RECIPES, Config, outputs_folder
 from .ledger import images_seen, read_results
 
 if TYPE_CHECKING:
@@ -48,6 +49,34 @@ def speed(folder: Path | None = None) -> str:
             f"{slowest / own.median():.1f} |"
         )
     return "\n".join(lines)
+
+
+def staircase(folder: Path | None = None) -> "pd.DataFrame":
+    """Return a row per step that was timed last: what its whole training takes and reaches.
+
+    Columns: `seconds` of the training images at the median pace of the repetitions, the
+    evaluations on the way included; `fastest` and `slowest` repetition; `us` per image;
+    `evaluation`, seconds of one; `accuracy`, the list of validation accuracies of the committed
+    seeds at the last epoch (a step that only rounds differently shares those of its Config);
+    `base`, the step that it is one change away from; `kept`, whether others build on it.
+    """
+    import pandas as pd
+
+    speed, runs = read_results("speed", folder), read_results(folder=folder)
+    speed = speed[(speed["kind"] == "step") & (speed["go"] == speed["go"].max())]
+    seedless = [Config(**json.loads(c) | {"seed": 0}).hash("mnist") for c in runs["config"]]
+    rows = {}
+    for name, own in speed.groupby("name", sort=False):
+        row, pace = own.iloc[0], own["seconds"] / own["images"]
+        whole = pace * row["whole_images"] + own["evaluation_seconds"] * row["evaluations"]
+        accuracy = runs["val_accuracy"][[h == row["config_hash"] for h in seedless]]
+        rows[name] = {
+            "seconds": whole.median(), "fastest": whole.min(), "slowest": whole.max(),
+            "us": 1e6 * pace.median(), "evaluation": own["evaluation_seconds"].median(),
+            "accuracy": accuracy.tolist(), "base": row["base"],
+        }  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.assign(kept=table.index.isin({*table["base"], table.index[-1]}))
 
 
 def promises(folder: Path | None = None) -> str:
