@@ -17,10 +17,9 @@ from .conventional import Course, Training, Way, course_of, curve
 from .data import Digits, load_mnist
 from .evaluate import evaluate
 from .ledger import append, commit
+from .machine import OPERATORS, WARM, matmul, operators, pair_seconds, shared, side_by_side
 from .model import build
-from .pairs import WARM, pair_seconds, shared, side_by_side
 from .peers import COURSES
-from .process import settings
 from .train import train
 
 # what a row says is written down in outputs/README.md
@@ -127,7 +126,7 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
 def measures(digits: Digits) -> Iterator[Measure]:
     """Yield everything that is timed, on as many threads as torch is set to."""
     for n in sorted({1, torch.get_num_threads()}):
-        yield Measure("matmul", f"{n} threads", partial(_matmul, n), 20, threads=n)
+        yield Measure("matmul", f"{n} threads", partial(_once, matmul, n), 20, threads=n)
     c, n_train = RECIPES["reference"], len(digits.split()[0])
     whole = c.epochs * n_train
     for name, (base, way) in WAYS.items():
@@ -150,27 +149,23 @@ def measures(digits: Digits) -> Iterator[Measure]:
         ("two runs side by side", side_by_side, 2),
         ("one run on two ranks", shared, 2),
     ):
-        take, images = partial(_pair, job, n, c), UNIT * (n if job is side_by_side else 1)
+        take, images = (
+            partial(_once, pair_seconds, job, n, c, UNIT),
+            UNIT * (n if job is side_by_side else 1),
+        )
         yield Measure("pair", name, take, images, build(), c, threads=1, processes=n)
     for name in ("fast", "sprint"):
         c = RECIPES[name]
         n = c.epochs * (c.epoch_images or n_train)
         yield Measure("run", name, partial(_whole, c, digits), n, build(c.model), c, n)
+    for c in (RECIPES["reference"], RECIPES["fast"]):
+        for name in (*OPERATORS, "the rest"):
+            take = partial(_once, operators, c, UNIT // 4, digits, name)
+            yield Measure("operators", f"{c.model}: {name}", take, UNIT // 4, build(c.model), c,
+                          threads=1, once=True)  # fmt: skip
     c = RECIPES["reference"]
     yield Measure("run", "conventional", partial(_whole_conventional, digits), c.epochs * n_train,
                   build(), c, c.epochs * n_train, c.epochs - 1, once=True)  # fmt: skip
-
-
-def _matmul(threads: int) -> tuple[float, float]:
-    """Time 20 products of 1024x1024 matrices: what the machine multiplies at best."""
-    a, b = torch.rand(2, 1024, 1024)
-    with settings(threads, 0):
-        for _ in range(5):
-            a @ b
-        began = time.perf_counter()
-        for _ in range(20):
-            a @ b
-        return time.perf_counter() - began, 0.0
 
 
 def _ours(config: Config, digits: Digits) -> tuple[float, float]:
@@ -206,8 +201,9 @@ def _conventional(course: Course, way: Way, digits: Digits) -> tuple[float, floa
         torch.set_flush_denormal(False)
 
 
-def _pair(job: Callable, processes: int, config: Config) -> tuple[float, float]:
-    return pair_seconds(job, processes, config, UNIT), 0.0
+def _once(timed: Callable[..., float], *args: object) -> tuple[float, float]:
+    """Take seconds where no evaluation belongs to them."""
+    return timed(*args), 0.0
 
 
 def _whole(config: Config, digits: Digits) -> tuple[float, float]:

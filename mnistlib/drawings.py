@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from .budget import Budget, Layer
-from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure, show_digit
+from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure, log_axis, show_digit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,3 +215,23 @@ def staircase(table: "pd.DataFrame", title: str) -> None:
                xlabel="seconds of training, two threads")  # fmt: skip
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.grid(axis="y", visible=False)
+
+
+def race(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+    """Draw validation error (percent) over seconds of training, both on log axes.
+
+    Args:
+        curves: by name the seconds and the errors; one of each is drawn as a point.
+        title: the finding.
+    """
+    with figure(title, "each line one training by its published recipe, points whole runs of ours",
+                size=(7, 3.6)) as (_, (ax,)):  # fmt: skip
+        for name, (seconds, errors) in curves.items():
+            style = {"marker": "*", "ms": 13, "ls": ""} if len(seconds) == 1 else {"lw": 1.2}
+            (line,) = ax.plot(seconds, errors, **style)
+            ax.annotate(f"  {name}", (seconds[-1], errors[-1]), color=line.get_color(),
+                        fontsize=8, va="center", annotation_clip=False)  # fmt: skip
+        log_axis(ax)
+        ax.set(xscale="log", xlabel="seconds of training, two threads",
+               ylabel="validation error (%)")  # fmt: skip
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -15,7 +15,7 @@ from mnistlib import peers as peers_module
 from mnistlib.__main__ import main
 from mnistlib.bench import COLUMNS, WAYS, Measure, bench, ladder, measures
 from mnistlib.conventional import Training, Way, course_of, curve
-from mnistlib.pairs import pair_seconds, shared, side_by_side
+from mnistlib.machine import OPERATORS, matmul, operators, pair_seconds, shared, side_by_side
 from mnistlib.peers import COURSES, CURVE_COLUMNS, curves
 
 SMALL = Config(epochs=2, batch_size=100, max_lr=0.01, dropout=0.0, ema_decay=0.9, device="cpu")
@@ -122,7 +122,8 @@ def test_the_ladder_leads_from_reference_to_fast():
 def test_everything_that_notebook_08_shows_is_measured(tiny_digits):
     found = {(m.kind, m.name): m for m in measures(tiny_digits)}
     names = {"step": [*WAYS, "our loop, evaluated at the end", *ladder()],
-             "peer": ["keras", "pytorch"], "run": ["fast", "sprint", "conventional"]}  # fmt: skip
+             "peer": ["keras", "pytorch"],
+             "matmul": ["1 threads"], "run": ["fast", "sprint", "conventional"]}  # fmt: skip
     for kind, wanted in names.items():
         assert [n for k, n in found if k == kind] == wanted
     assert found["step", "focus on hard images"].whole_images == 240_000
@@ -144,6 +145,18 @@ def test_short_runs_are_timed_by_either_loop(tiny_digits, monkeypatch):
 @pytest.mark.parametrize(("job", "processes"), [(side_by_side, 1), (side_by_side, 2), (shared, 2)])
 def test_two_processes_train_side_by_side(job, processes):
     assert 0 < pair_seconds(job, processes, replace(SMALL, batch_size=25), 50, "sample") < 60
+
+
+def test_products_take_time():
+    assert 0 < matmul(1) < 60
+
+
+def test_the_time_of_the_operators_adds_up_to_no_more_than_the_run(tiny_digits):
+    names = (*OPERATORS, "the rest")
+    seconds = {name: operators(SMALL, 200, tiny_digits, name) for name in names}
+    assert all(value >= 0 for value in seconds.values())
+    assert seconds["convolution"] > seconds["distortion"] == 0  # the config has none
+    assert max(seconds.values()) == max(seconds["convolution"], seconds["the rest"])
 
 
 def test_rows_go_round_the_measures_and_say_what_was_timed(tmp_path, monkeypatch, tiny_digits):

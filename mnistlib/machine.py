@@ -1,7 +1,6 @@
-"""Two processes of one thread each: two runs side by side, or one run whose gradients they share.
+"""What the machine gives, for notebook 08: its products, two processes, time by operator.
 
-Measured for notebook 08. Sharing gradients is used nowhere else: a network of 14,000 parameters has
-too little work in a step to be worth the wait for the other half.
+Sharing the gradients of one run between processes is measured here and used nowhere.
 """
 
 import time
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from .config import Config
 from .data import Digits, load_mnist
@@ -23,6 +23,27 @@ from .state import TrainingState
 from .train import train
 
 WARM = 10  # steps before a clock starts
+# torch's names of operators hold these words; what holds none of them is the rest
+OPERATORS = {
+    "convolution": ("convolution",),
+    "BatchNorm": ("batch_norm",),
+    "ReLU, addition": ("relu", "threshold", "clamp", "aten::add"),
+    "pooling": ("pool",),
+    "distortion": ("grid_sampler", "affine_grid"),
+    "optimizer, averaging": ("fused_", "_foreach", "lerp"),
+}
+
+
+def matmul(threads: int) -> float:
+    """Time 20 products of 1024x1024 matrices: what the machine multiplies at best."""
+    a, b = torch.rand(2, 1024, 1024)
+    with settings(threads, 0):
+        for _ in range(5):
+            a @ b
+        began = time.perf_counter()
+        for _ in range(20):
+            a @ b
+        return time.perf_counter() - began
 
 
 def pair_seconds(job: Callable[[Config, int, Digits], tuple[float, float]], processes: int,
@@ -86,3 +107,15 @@ def shared(config: Config, images: int, digits: Digits) -> tuple[float, float]:
             t.optimizer.step()
             t.scheduler.step()
     return began, time.perf_counter()
+
+
+def operators(config: Config, images: int, digits: Digits, group: str) -> float:
+    """Return the time that a group of operators takes of a short run on one thread."""
+    short = replace(config, epochs=1, split="none", epoch_images=images, threads=1)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        train(short, digits, save=False, verbose=False)
+    seconds = dict.fromkeys((*OPERATORS, "the rest"), 0.0)
+    for event in profiled.key_averages():
+        fits = [g for g, words in OPERATORS.items() if any(w in event.key for w in words)]
+        seconds[fits[0] if fits else "the rest"] += event.self_cpu_time_total / 1e6
+    return seconds[group]
