@@ -98,7 +98,8 @@ class TrainingState:
                 use_buffers=True,  # else BatchNorm statistics are copied, not averaged
             )
         self.shuffle = torch.Generator().manual_seed(config.seed)
-        self.distort = torch.Generator().manual_seed(config.seed + 2**31)
+        # draws where it is used: numbers from the host would have to be waited for
+        self.distort = torch.Generator(device).manual_seed(config.seed + 2**31)
         self.order_state = self.shuffle.get_state()  # from which the current epoch's order is drawn
         # what `focus` goes by, in half the bytes of a float: to rank images, three digits do
         self.last_loss = torch.full((n_train,), math.inf, dtype=torch.bfloat16)

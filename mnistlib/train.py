@@ -20,7 +20,7 @@ from .evaluate import evaluate
 from .process import Table, collected_interrupts, settings
 from .state import TrainingState, learning_rates, pick_device, rate
 
-CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
+CHECK_EVERY = 50  # steps between looks at the loss on a CPU; elsewhere a look waits for the device
 
 
 class TrainingError(Exception):
@@ -123,7 +123,8 @@ def train(
                     if eval_every and t.step % eval_every == 0 and len(val_ids):
                         t.evals.append([t.step, evaluate(t.published, *val).error])
                     if t.step % CHECK_EVERY == 0:
-                        _check_finite(t)
+                        if device.type == "cpu":  # others are not waited for within an epoch
+                            _check_finite(t)
                         table.progress(t.step, t.steps_per_epoch)
                     if interrupted:
                         break

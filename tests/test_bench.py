@@ -1,15 +1,17 @@
 """The benchmark: the loops it compares train the same thing, and each row says what was timed."""
 
 import csv
+import json
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from mnistlib import RECIPES, Config, evaluate
+from mnistlib import RECIPES, Config, drawings, evaluate
 from mnistlib import bench as bench_module
 from mnistlib import peers as peers_module
 from mnistlib.__main__ import main
@@ -17,6 +19,7 @@ from mnistlib.bench import COLUMNS, WAYS, Measure, bench, ladder, measures
 from mnistlib.conventional import Training, Way, course_of, curve
 from mnistlib.machine import OPERATORS, matmul, operators, pair_seconds, shared, side_by_side
 from mnistlib.peers import COURSES, CURVE_COLUMNS, curves
+from mnistlib.report import staircase
 
 SMALL = Config(epochs=2, batch_size=100, max_lr=0.01, dropout=0.0, ema_decay=0.9, device="cpu")
 
@@ -222,3 +225,56 @@ def test_curves_have_a_row_per_epoch_and_no_seed_twice(here, tmp_path, capsys):
 def test_an_unknown_course_is_refused(capsys):
     assert main(["bench", "--curves", "alexnet"]) == 1
     assert "no course 'alexnet'; there are reference, " in capsys.readouterr().err
+
+
+@pytest.fixture
+def timed(tmp_path):
+    """Write a ledger of two sessions and three seeds; the second session is the one that counts."""
+    config = replace(SMALL, seed=0)
+    lines = [
+        "go,kind,name,base,repetition,images,seconds,evaluation_seconds,whole_images,evaluations,"
+        "config_hash"
+    ]
+    for go, name, base, seconds in [
+        ("1", "slow", "", 99), ("2", "slow", "", 2), ("2", "tried", "slow", 4),
+        ("2", "quick", "slow", 1), ("2", "slow", "", 4), ("2", "slow", "", 3),
+    ]:  # fmt: skip
+        digest = config.hash("mnist") if name == "quick" else "00000000"
+        lines.append(f"{go},step,{name},{base},1,100,{seconds},0.5,1000,2,{digest}")
+    (tmp_path / "speed.csv").write_text("\n".join(lines) + "\n")
+    rows = ["val_accuracy,config"]
+    for seed, accuracy in enumerate([99.1, 99.2, 99.3]):
+        text = json.dumps(asdict(replace(config, seed=seed))).replace('"', '""')
+        rows.append(f'{accuracy},"{text}"')
+    (tmp_path / "runs.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_the_staircase_is_what_the_last_session_measured(timed):
+    table = staircase(timed)
+    assert table.index.tolist() == ["slow", "tried", "quick"]
+    assert table.loc["slow", "seconds"] == pytest.approx(3 / 100 * 1000 + 2 * 0.5)
+    assert table.loc["slow", ["fastest", "slowest"]].tolist() == pytest.approx([21, 41])
+    assert table.loc["quick", "us"] == pytest.approx(1e4)
+    assert table["kept"].tolist() == [True, False, True]
+    assert table.loc["quick", "accuracy"] == [99.1, 99.2, 99.3]
+    assert table.loc["slow", "accuracy"] == []
+
+
+def test_the_staircase_can_be_drawn(timed):
+    drawings.staircase(staircase(timed), "A title")
+    (ax,) = plt.gcf().axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["slow", "tried (not kept)", "quick"]
+    texts = [t.get_text() for t in ax.texts]
+    assert " 31 s" in texts
+    assert "99.20 %, n = 3" in texts
+    plt.close("all")
+
+
+def test_a_race_has_lines_for_trainings_and_points_for_whole_runs():
+    drawings.race({"theirs": ([10, 20], [2.0, 1.0]), "ours": ([5], [0.6])}, "A title")
+    (ax,) = plt.gcf().axes
+    assert [len(line.get_xdata()) for line in ax.lines] == [2, 1]
+    assert [t.get_text().strip() for t in ax.texts] == ["theirs", "ours"]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    plt.close("all")

@@ -22,8 +22,8 @@ def cells(path, kind):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
 
 
-def test_the_first_four_notebooks_are_there():
-    assert [p.stem[:2] for p in NOTEBOOKS][:4] == ["01", "02", "03", "04"]
+def test_the_notebooks_are_there():
+    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "08"]
 
 
 @each_notebook
@@ -98,6 +98,7 @@ def known_numbers():
     work = {layer.name: layer.multiply_accumulates for layer in budget.layers}
     threes = ("conv1", "conv2", "conv3", "conv4", "conv5")
     counts = [*totals.values(), weights["conv6"], 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
+    counts += [20_000]  # the requirement
     shares = [
         weights["conv6"] / budget.parameters,
         work["conv6"] / budget.multiply_accumulates,
@@ -105,7 +106,8 @@ def known_numbers():
         sum(work[name] for name in threes) / budget.multiply_accumulates,
     ]
     known = {f"{n:,}" for n in counts} | {f"{100 * s:.1f} %" for s in shares}
-    return known | {f"{published['val_acc'].max():.1f} %", "99.4 %"}
+    targets = {"99.0 %", "99.4 %"}  # of sprint and fast; notebook 08 asserts that they are met
+    return known | {f"{published['val_acc'].max():.1f} %"} | targets
 
 
 @each_notebook
