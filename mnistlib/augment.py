@@ -54,5 +54,12 @@ def random_affine(
             (sin * zoom_x / tall, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height), 1
         ),
     )
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    # what F.affine_grid does, but in one product for all images, which is many times faster
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)  # pixel centres
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device)
+    here = torch.stack(
+        (x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height))
+    )
+    there = torch.cat(rows) @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
+    grid = there.view(2, n, height, width).permute(1, 2, 3, 0)  # -> (N, H, W, 2)
     return F.grid_sample(images, grid, align_corners=False)  # (N, C, H, W)

@@ -6,6 +6,7 @@ loop of `train.py`; notebook 08 times each step.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,7 @@ from .augment import random_affine
 from .config import Config
 from .data import Digits
 from .model import build
-from .process import settings
+from .process import kept_memory, settings
 from .state import make_optimizer, make_scheduler
 
 
@@ -40,6 +41,8 @@ class Way:
     """the optimizer updates all parameters in one kernel, not in a Python loop"""
     flush: bool = False
     """floats too small for full precision become zero"""
+    keeps_memory: bool = False
+    """what a step frees stays with the process for the next, see `kept_memory`"""
     bfloat16: bool = False
     """convolutions and products in half precision: the one habit that does change the numbers"""
     compiled: bool = False
@@ -138,6 +141,10 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         """Train; yield the number of steps taken, after each."""
+        with kept_memory() if self.way.keeps_memory else nullcontext():
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[int]:
         total = self.course.epochs * self.steps_per_epoch
         scheduler = self.course.scheduler and self.course.scheduler(self.optimizer, total)
         done, running = 0, 0.0

@@ -1,5 +1,6 @@
 """Processes: what a run does to the one it is in, and the workers that share many runs."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -13,10 +14,41 @@ import torch
 
 
 @contextmanager
+def kept_memory() -> Iterator[None]:
+    """Have glibc keep what is freed instead of giving it back to the system; elsewhere do nothing.
+
+    Each training step allocates and frees the same megabytes. Given back, they come as fresh pages
+    the next time, some thousand page faults a step: a tenth to a quarter of its time.
+    """
+    threshold, trim = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    usual = 128 * 1024  # of both, as mallopt(3) says
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(threshold, 1 << 25)  # the most that it takes
+    libc.mallopt(trim, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(threshold, usual)
+        libc.mallopt(trim, usual)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
+        return None
+
+
+@contextmanager
 def settings(threads: int, seed: int) -> Iterator[None]:
-    """Set threads (0: leave them) and seed for the length of a run."""
+    """Set threads (0: leave them) and seed for the length of a run, and keep its memory."""
     usual = torch.get_num_threads()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), kept_memory():
         try:
             if threads:
                 torch.set_num_threads(threads)

@@ -180,8 +180,7 @@ def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
     loss.backward()
     t.optimizer.step()
     t.scheduler.step()
-    if t.average:
-        t.average.update_parameters(t.model)
+    t.update_average()
     if c.focus:
         begin = t.step % t.steps_per_epoch * c.batch_size
         t.epoch_loss[begin : begin + len(labels)] = losses.detach()

@@ -37,7 +37,7 @@ def trained(digits, way, config=SMALL):
 @pytest.mark.parametrize(
     "name",
     ["kept as uint8", "loss read at the end", "channels_last", "fused optimizer",
-     "denormals flushed"],
+     "freed memory kept", "denormals flushed"],
 )  # fmt: skip
 def test_whatever_the_way_the_same_is_computed(tiny_digits, name):
     def precise(way):

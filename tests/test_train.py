@@ -617,3 +617,48 @@ def test_training_works_in_a_thread_that_gets_no_signals(quick_config, tiny_digi
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(train, quick_config, tiny_digits).result(timeout=60)
     assert same(weights(run), weights(train(quick_config, tiny_digits)))
+
+
+def test_memory_is_kept_while_training_and_given_back_after(tiny_config, tiny_digits, monkeypatch):
+    from mnistlib import process
+
+    calls = []
+
+    class Libc:
+        def mallopt(self, which, value):
+            calls.append((which, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(process, "_glibc", Libc)
+    after_step(monkeypatch, lambda *_: calls.append("step"))
+    train(tiny_config, tiny_digits, save=False)
+    assert calls == [(-3, 1 << 25), (-1, (1 << 31) - 1), *["step"] * STEPS,
+                     (-3, 131072), (-1, 131072), "trim"]  # fmt: skip
+
+
+def test_without_glibc_memory_is_left_alone(tiny_config, tiny_digits, monkeypatch):
+    from mnistlib import process
+
+    monkeypatch.setattr(process, "_glibc", lambda: None)
+    assert len(train(tiny_config, tiny_digits, save=False).history) == 2
+
+
+def test_the_average_is_torchs_own_moving_average(tiny_config):
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    t = TrainingState(tiny_config, CPU, 500)
+    known = AveragedModel(t.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(5):
+        with torch.no_grad():
+            for p in [*t.model.parameters(), *t.model.buffers()]:
+                if p.is_floating_point():
+                    p.add_(torch.randn_like(p))
+        t.update_average()
+        known.update_parameters(t.model)
+    found = t.average.module.state_dict()
+    for name, value in known.module.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-7), name
+    assert t.average.n_averaged == known.n_averaged == 5
