@@ -196,14 +196,15 @@ def evidence(model: nn.Module, image: Tensor, title: str) -> None:
 def staircase(table: "pd.DataFrame", title: str) -> None:
     """Draw the seconds of each step of `report.staircase` as bars on a log axis, downwards.
 
-    Steps that were tried and not built on are pale; beside each bar stand its seconds, and the
-    validation accuracy with the number of seeds.
+    Bars are medians, lines reach from the fastest repetition to the slowest. Steps that were tried
+    and not built on are pale; beside each stands the validation accuracy with its number of seeds.
     """
     with figure(title, size=(7, 0.8 + 0.27 * len(table))) as (_, (ax,)):
         for y, step in enumerate(table.itertuples()):
             color = PUBLISHED if y == 0 else TRAIN
             ax.barh(y, step.seconds, color=color, alpha=1.0 if step.kept else 0.3, height=0.7)
-            ax.annotate(f" {step.seconds:.0f} s", (step.seconds, y), va="center", fontsize=8)
+            ax.plot([step.fastest, step.slowest], [y, y], color="black", lw=0.8)
+            ax.annotate(f" {step.seconds:.0f} s", (step.slowest, y), va="center", fontsize=8)
             if step.accuracy:
                 text = f"{np.mean(step.accuracy):.2f} %, n = {len(step.accuracy)}"
                 ax.annotate(text, (1.0, y), xycoords=("axes fraction", "data"), va="center",
@@ -211,7 +212,7 @@ def staircase(table: "pd.DataFrame", title: str) -> None:
         names = [n if kept else f"{n} (not kept)" for n, kept in table["kept"].items()]
         ax.set_yticks(range(len(table)), names, fontsize=8)
         ax.invert_yaxis()
-        ax.set(xscale="log", xlim=(table["seconds"].min() / 2, 2.5 * table["seconds"].max()),
+        ax.set(xscale="log", xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()),
                xlabel="seconds of training, two threads")  # fmt: skip
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.grid(axis="y", visible=False)

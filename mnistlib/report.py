@@ -56,11 +56,15 @@ def staircase(folder: Path | None = None) -> "pd.DataFrame":
 
     Columns: `seconds` of the training images at the median pace of the repetitions, the
     evaluations on the way included; `fastest` and `slowest` repetition; `us` per image;
-    `evaluation`, seconds of one; `accuracy`, the list of validation accuracies of the committed
-    seeds at the last epoch (a step that only rounds differently shares those of its Config);
+    `evaluation`, seconds of one; `accuracy`, the list of validation accuracies at the last epoch of
+    the committed seeds below 100, others having served to choose (a step that only rounds
+    differently shares those of its Config, half precision does not);
     `base`, the step that it is one change away from; `kept`, whether others build on it.
     """
+    import numpy as np
     import pandas as pd
+
+    from .bench import WAYS
 
     speed, runs = read_results("speed", folder), read_results(folder=folder)
     speed = speed[(speed["kind"] == "step") & (speed["go"] == speed["go"].max())]
@@ -69,7 +73,9 @@ def staircase(folder: Path | None = None) -> "pd.DataFrame":
     for name, own in speed.groupby("name", sort=False):
         row, pace = own.iloc[0], own["seconds"] / own["images"]
         whole = pace * row["whole_images"] + own["evaluation_seconds"] * row["evaluations"]
-        accuracy = runs["val_accuracy"][[h == row["config_hash"] for h in seedless]]
+        _, way = WAYS.get(name, ("", None))
+        same = [h == row["config_hash"] and not (way and way.bfloat16) for h in seedless]
+        accuracy = runs["val_accuracy"][np.array(same) & (runs["seed"] < 100)]
         rows[name] = {
             "seconds": whole.median(), "fastest": whole.min(), "slowest": whole.max(),
             "us": 1e6 * pace.median(), "evaluation": own["evaluation_seconds"].median(),
