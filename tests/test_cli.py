@@ -173,7 +173,7 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     assert rows[2].startswith("early: ")
     assert rows[3:] == [f"test: {seen}", f"checkpoint: {checkpoint}"]
     row = (runs_folder / "runs.csv").read_text().splitlines()[1]
-    assert row.startswith(f"custom,{config.hash('mnist')},5,mnist,random,reference,13912,")
+    assert row.startswith(f"custom,{config.hash('mnist')},5,mnist,random,early,18216,")
     assert f",{seen.n},{seen.accuracy:.1f}," in row
 
 

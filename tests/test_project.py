@@ -101,7 +101,7 @@ def test_each_row_of_the_ledger_is_reproduced_by_its_config():
     for row in runs.itertuples():
         config = Config(**json.loads(row.config))
         assert config.hash(row.source) == row.config_hash
-        assert config.recipe == row.recipe
+        assert row.recipe in {config.recipe, "custom"}  # some were run before they had a name
         assert row.parameters == sum(p.numel() for p in build(row.model).parameters())
 
 
