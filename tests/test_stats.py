@@ -13,14 +13,14 @@ samples = st.lists(st.floats(90, 100), min_size=2, max_size=40)
 
 @given(samples, st.floats(0.5, 0.999))
 def test_the_interval_of_a_mean_is_scipys(values, confidence):
-    assume(np.std(values) > 1e-6)
+    assume(np.std(values) > 1e-3)
     known = scipy.stats.ttest_1samp(values, 0).confidence_interval(confidence)
     assert mean_interval(values, confidence) == pytest.approx((np.mean(values), *known), rel=1e-9)
 
 
 @given(samples, samples, st.floats(0.5, 0.999))
 def test_the_interval_of_a_difference_is_scipys(a, b, confidence):
-    assume(np.std(a) > 1e-6 or np.std(b) > 1e-6)
+    assume(min(np.std(a), np.std(b)) > 1e-3)
     known = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
     found = difference_interval(a, b, confidence)
     assert found == pytest.approx((np.mean(b) - np.mean(a), *known), rel=1e-6, abs=1e-9)
