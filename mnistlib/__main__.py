@@ -77,6 +77,8 @@ def do_sweep(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "seed"}
     configs = [configure(args.recipe or "fast", **given, seed=seed) for seed in args.seeds]
     pick_device(configs[0].device)
+    if args.workers < 0:
+        raise ConfigError(f"workers is {args.workers}, but it must be 0 or more")
     _, failed = sweep(
         configs, args.ledger,
         data=args.data, test=args.test, curves=args.curves, workers=args.workers,

@@ -12,7 +12,7 @@ from torch import nn
 
 from .budget import Budget
 from .checkpoint import versions
-from .config import RECIPES, Config, runs_folder
+from .config import RECIPES, Config, ConfigError, runs_folder
 from .conventional import Course, Training, Way, course_of, curve
 from .data import Digits, load_mnist
 from .evaluate import evaluate
@@ -102,6 +102,10 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
     path = (folder or runs_folder()) / "speed.csv"
     go = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     chosen = [m for m in measures(load_mnist("mnist")) if only in f"{m.kind}: {m.name}"]
+    if not chosen or repetitions < 1:
+        raise ConfigError(
+            f"nothing to time: no measure has {only!r} in its name, or repetitions < 1"
+        )
     for repetition in range(1, repetitions + 1):
         for m in chosen:
             if m.once and repetition > 1:

@@ -99,7 +99,7 @@ class Training:
     """
 
     def __init__(self, course: Course, digits: Digits, seed: int = 0, way: Way = Way()) -> None:
-        self.course, self.way, self.seed = course, way, seed
+        self.course, self.way = course, way
         self.train_ids, self.val_ids = digits.split("random")
         self.images, self.labels = digits.train_images, digits.train_labels.long()
         if way.floats and not way.loader:

@@ -5,10 +5,8 @@ Sharing the gradients of one run between processes is measured here and used now
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .config import Config
 from .data import Digits, load_mnist
-from .process import settings
+from .process import settings, workers
 from .state import TrainingState
 from .train import train
 
@@ -52,7 +50,7 @@ def pair_seconds(job: Callable[[Config, int, Digits], tuple[float, float]], proc
     work = partial(job, config, images)
     with TemporaryDirectory() as folder:
         where = f"file://{folder}/meet"
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        with workers(processes) as pool:
             jobs = [pool.submit(_meet, work, i, processes, where, data) for i in range(processes)]
             spans = [job.result() for job in jobs]
     return max(end for _, end in spans) - min(begin for begin, _ in spans)

@@ -56,7 +56,7 @@ def staircase(folder: Path | None = None) -> "pd.DataFrame":
 
     Columns: `seconds` of the training images at the median pace of the repetitions, the
     evaluations on the way included; `fastest` and `slowest` repetition; `us` per image;
-    `evaluation`, seconds of one; `accuracy`, the list of validation accuracies at the last epoch of
+    `accuracy`, the list of validation accuracies at the last epoch of
     the committed seeds below 100, others having served to choose (a step that only rounds
     differently shares those of its Config, half precision does not);
     `base`, the step that it is one change away from; `kept`, whether others build on it.
@@ -78,8 +78,7 @@ def staircase(folder: Path | None = None) -> "pd.DataFrame":
         accuracy = runs["val_accuracy"][np.array(same) & (runs["seed"] < 100)]
         rows[name] = {
             "seconds": whole.median(), "fastest": whole.min(), "slowest": whole.max(),
-            "us": 1e6 * pace.median(), "evaluation": own["evaluation_seconds"].median(),
-            "accuracy": accuracy.tolist(), "base": row["base"],
+            "us": 1e6 * pace.median(), "accuracy": accuracy.tolist(), "base": row["base"],
         }  # fmt: skip
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.assign(kept=table.index.isin({*table["base"], table.index[-1]}))

@@ -278,3 +278,12 @@ def test_a_race_has_lines_for_trainings_and_points_for_whole_runs():
     assert [t.get_text().strip() for t in ax.texts] == ["theirs", "ours"]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "command", [["bench", "--only", "no such step"], ["sweep", "--workers", "-1"]]
+)
+def test_what_cannot_be_is_refused_in_a_sentence(command, capsys, monkeypatch, tiny_digits):
+    monkeypatch.setattr(bench_module, "load_mnist", lambda source: tiny_digits)
+    assert main(command) == 1
+    assert capsys.readouterr().err.startswith("error: ")

@@ -67,7 +67,19 @@ def test_the_lowest_rooms_import_nothing_else_of_the_package(name):
 
 def test_training_knows_neither_plots_nor_ledger_nor_notebooks():
     for name in ("train", "state", "checkpoint", "evaluate", "data", "config"):
-        upper = {"plots", "drawings", "ledger", "report", "sweep", "bench", "headless", "__main__"}
+        upper = {
+            "plots",
+            "drawings",
+            "ledger",
+            "report",
+            "sweep",
+            "bench",
+            "peers",
+            "conventional",
+            "machine",
+            "headless",
+            "__main__",
+        }
         assert not imports_of_package(ROOT / "mnistlib" / f"{name}.py") & upper
 
 
