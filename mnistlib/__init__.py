@@ -4,7 +4,7 @@ The package holds the networks, the budget and the training loop; the notebooks 
 Importing it needs torch and numpy and does nothing else; plots and tables import theirs when used.
 """
 
-from .augment import random_affine
+from .augment import random_distortion
 from .budget import Budget, requirements
 from .checkpoint import (
     CheckpointError,
@@ -18,7 +18,7 @@ from .data import DatasetError, Digits, load_mnist
 from .evaluate import Evaluation, evaluate, predict
 from .ledger import quote, read_results, record, runs_of
 from .model import MODELS, build
-from .state import learning_rates
+from .optimizers import learning_rates
 from .stats import difference_interval, mean_interval, wilson_interval
 from .sweep import sweep
 from .train import Run, TrainingError, train
@@ -47,7 +47,7 @@ __all__ = [
     "predict",
     "published_checkpoint",
     "quote",
-    "random_affine",
+    "random_distortion",
     "read_results",
     "record",
     "requirements",

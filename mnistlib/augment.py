@@ -1,21 +1,33 @@
-"""Random affine distortion: one transformation per image, a whole batch at a time."""
+"""Random distortion, affine and elastic: one per image, a whole batch at a time."""
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+POINTS = 6  # along each side: about five pixels apart, as far as strokes are wide
 
-def random_affine(
+
+@cache
+def _between_points(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the matrix `(36, height * width)` that interpolates values given at 6x6 points."""
+    units = torch.eye(POINTS**2).view(POINTS**2, 1, POINTS, POINTS)
+    maps = F.interpolate(units, (height, width), mode="bicubic", align_corners=True)
+    return maps.flatten(1).to(device, dtype)
+
+
+def random_distortion(
     images: Tensor,
     degrees: float = 0.0,
     pixels: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
+    elastic: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Turn, shift, zoom and shear each image by its own random amount.
+    """Turn, shift, zoom, shear and bend each image by its own random amount.
 
     torchvision's v2 transforms draw once per call, so a whole batch gets one rotation; here each
     image has its own row of six numbers, and the batch is resampled in one call, on its device.
@@ -27,13 +39,16 @@ def random_affine(
         pixels: translation along each axis, uniform in ±pixels, before the digit is turned.
         scale: zoom along each axis, uniform in 1 ± scale.
         shear: horizontal shear angle, uniform in ±shear degrees.
+        elastic: standard deviation in pixels of displacements drawn at 6x6 points across the image
+            and interpolated smoothly between them: a cheap form of the elastic distortion of
+            P. Simard, D. Steinkraus and J. Platt, ICDAR 2003.
         generator: source of the random numbers; torch's global one if none is given.
 
     Returns:
         Distorted images of the same shape and dtype.
     """
     n, _, height, width = images.shape
-    if not any((degrees, pixels, scale, shear)):
+    if not any((degrees, pixels, scale, shear, elastic)):
         return images
     device = generator.device if generator is not None else images.device
     u = torch.rand(n, 6, generator=generator, device=device).mul_(2).sub_(1)  # (N, 6) in ±1
@@ -61,5 +76,11 @@ def random_affine(
         (x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height))
     )
     there = torch.cat(rows) @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
+    if elastic:
+        points = torch.randn(2 * n, POINTS**2, generator=generator, device=device)
+        points = points.to(images.device, images.dtype) * elastic
+        points[:n] *= 2 / width  # x, then y, in the coordinates of the grid
+        points[n:] *= 2 / height
+        there += points @ _between_points(height, width, images.device, images.dtype)
     grid = there.view(2, n, height, width).permute(1, 2, 3, 0)  # -> (N, H, W, 2)
     return F.grid_sample(images, grid, align_corners=False)  # (N, C, H, W)

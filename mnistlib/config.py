@@ -9,98 +9,117 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .model import MODELS
+import torch
+
+from .model import MODELS, build
 
 
 class ConfigError(ValueError):
     """A setting that cannot be: the message names the field, the value and what is allowed."""
 
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-ANNEALS = ("cos", "linear")
-SPLITS = ("random", "last", "none")
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+DISTORTIONS = ("degrees", "pixels", "scale", "shear", "elastic")
 # what does not change the result, or is a column of its own in the ledger
 NOT_HASHED = ("device", "threads")
 
 
-def _setting(default: object, text: str) -> Any:
-    """Give a field its default and the words with which the command line explains it."""
-    return field(default=default, metadata={"help": text})
+def _setting(default: object, allowed: tuple, text: str) -> Any:
+    """Give a field its default, its names or range, and the words that explain it."""
+    return field(default=default, metadata={"allowed": allowed, "help": text})
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that defines a training run; values from text are cast, bad ones refused."""
 
-    model: str = _setting("reference", "a name in MODELS, see model.py")
-    epochs: int = _setting(3, "passes of epoch-images images")
-    batch_size: int = _setting(128, "images per step")
+    model: str = _setting(
+        "reference", (), "a name in MODELS, or a network in a line, as 'c16k5s2 r1 p r2 r2 full'"
+    )
+    epochs: int = _setting(3, (1, 10_000), "passes of epoch-images images")
+    batch_size: int = _setting(128, (2, 60_000), "images per step")
     epoch_images: int = _setting(
-        0, "images per epoch; 0: each training image once. A smaller set is passed over repeatedly"
+        0,
+        (0, 10_000_000),
+        "images per epoch; 0: each training image once. A smaller set is passed over repeatedly",
     )
-    optimizer: str = _setting("adamw", "adamw, adam or sgd (Nesterov, momentum 0.9)")
-    max_lr: float = _setting(0.01, "peak learning rate of OneCycleLR")
-    pct_start: float = _setting(0.2, "share of the steps that warm up")
-    anneal: str = _setting("cos", "shape of the schedule: cos or linear")
+    optimizer: str = _setting(
+        "adamw",
+        ("adamw", "adam", "sgd", "muon"),
+        "adamw, adam, sgd (Nesterov, momentum 0.9), or muon (sgd, but with orthogonal steps of "
+        "inner filters)",
+    )
+    max_lr: float = _setting(0.01, (1e-8, 100.0), "peak learning rate")
+    pct_start: float = _setting(0.2, (0.0, 0.95), "share of the steps that warm up")
+    anneal: str = _setting(
+        "cos",
+        ("cos", "linear", "step", "constant"),
+        "after the warm-up: cos or linear to zero (OneCycleLR), step (a tenth after 60 % of the "
+        "steps, again after 85 %), or constant",
+    )
     cycle_momentum: bool = _setting(
-        True, "whether momentum falls to 0.85 at the peak and rises to 0.95 again, or stays at 0.9"
+        True,
+        (),
+        "whether momentum falls to 0.85 at the peak and rises to 0.95 again, or stays at 0.9",
     )
-    weight_decay: float = _setting(0.01, "as the optimizer defines it; sgd spares BatchNorm")
-    dropout: float = _setting(0.05, "probability of zeroing an activation")
+    weight_decay: float = _setting(
+        0.01, (0.0, 10.0), "as the optimizer defines it; sgd and muon spare BatchNorm"
+    )
+    dropout: float = _setting(0.05, (0.0, 0.95), "probability of zeroing an activation")
     label_smoothing: float = _setting(
-        0.0, "probability mass spread evenly over all ten classes in the training loss"
+        0.0, (0.0, 0.95), "probability mass spread evenly over all classes in the training loss"
     )
-    degrees: float = _setting(0.0, "augmentation: rotation, ± degrees")
-    pixels: float = _setting(0.0, "augmentation: translation, ± pixels")
-    scale: float = _setting(0.0, "augmentation: zoom, 1 ± scale")
-    shear: float = _setting(0.0, "augmentation: shear, ± degrees")
+    degrees: float = _setting(0.0, (0.0, 180.0), "distortion: rotation, ± degrees")
+    pixels: float = _setting(0.0, (0.0, 28.0), "distortion: translation, ± pixels")
+    scale: float = _setting(0.0, (0.0, 0.95), "distortion: zoom, 1 ± scale")
+    shear: float = _setting(0.0, (0.0, 80.0), "distortion: shear, ± degrees")
+    elastic: float = _setting(
+        0.0, (0.0, 14.0), "distortion: smooth random displacement, standard deviation in pixels"
+    )
     focus: float = _setting(
         0.0,
+        (0.0, 1.0),
         "share of an epoch's images that are those with the greatest loss when last seen; the rest "
         "is drawn from the others. For epoch-images below the number of training images",
     )
     ema_decay: float = _setting(
         0.0,
+        (0.0, 0.999999),
         "decay per step of the averaged weights that are evaluated and published; 0: no averaging",
     )
     split: str = _setting(
-        "random", "validation images: random, last (10,000 of 60,000), none (train on all)"
+        "random",
+        ("random", "last", "writers", "none"),
+        "validation images: random or last (10,000 of 60,000), writers (about as many, by people "
+        "of whom nothing is trained on), none (train on all)",
     )
-    seed: int = _setting(0, "of the weights, the order, dropout and augmentation")
-    device: str = _setting("auto", "auto, cpu, cuda, mps, xpu")
-    threads: int = _setting(0, "CPU threads; 0: as torch is set")
+    seed: int = _setting(0, (0, 2**31 - 1), "of the weights, the order, dropout and distortion")
+    device: str = _setting("auto", ("auto", "cpu", "cuda", "mps", "xpu"), "where it trains")
+    threads: int = _setting(0, (0, 1024), "CPU threads; 0: as torch is set")
 
     def __post_init__(self) -> None:
         """Cast each value to its field's type and check its range."""
-        for name, kind in typing.get_type_hints(Config).items():
-            object.__setattr__(self, name, _cast(name, getattr(self, name), kind))
-        _one_of("model", self.model, tuple(MODELS))
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("anneal", self.anneal, ANNEALS)
-        _one_of("split", self.split, SPLITS)
-        _one_of("device", self.device, DEVICES)
-        _within("epochs", self.epochs, 1, 10_000)
-        _within("batch_size", self.batch_size, 2, 60_000)
-        _within("epoch_images", self.epoch_images, 0, 10_000_000)
-        _within("max_lr", self.max_lr, 1e-8, 100.0)
-        _within("pct_start", self.pct_start, 0.0, 0.95)
-        _within("weight_decay", self.weight_decay, 0.0, 10.0)
-        _within("dropout", self.dropout, 0.0, 0.95)
-        _within("label_smoothing", self.label_smoothing, 0.0, 0.95)
-        _within("degrees", self.degrees, 0.0, 180.0)
-        _within("pixels", self.pixels, 0.0, 28.0)
-        _within("scale", self.scale, 0.0, 0.95)
-        _within("shear", self.shear, 0.0, 80.0)
-        _within("focus", self.focus, 0.0, 1.0)
+        kinds = typing.get_type_hints(Config)
+        for f in fields(Config):
+            value = _cast(f.name, getattr(self, f.name), kinds[f.name])
+            object.__setattr__(self, f.name, value)
+            if allowed := f.metadata["allowed"]:
+                (_one_of if kinds[f.name] is str else _within)(f.name, value, allowed)
         if self.focus and not self.epoch_images:
             raise ConfigError(
                 f"focus is {self.focus!r}, but with epoch_images 0 every image is drawn: set "
                 "epoch_images to a part of them"
             )
-        _within("ema_decay", self.ema_decay, 0.0, 0.999999)
-        _within("seed", self.seed, 0, 2**31 - 1)
-        _within("threads", self.threads, 0, 1024)
+        if self.anneal in ("step", "constant") and self.cycle_momentum:
+            raise ConfigError(
+                f"cycle_momentum is True, but not with anneal {self.anneal}: set it to false"
+            )
+        if self.model not in MODELS:
+            object.__setattr__(self, "model", " ".join(self.model.split()))
+            try:
+                with torch.device("meta"):  # draws no random numbers
+                    build(self.model)
+            except ValueError as error:
+                raise ConfigError(f"model is {self.model!r}, but {error}") from None
 
     @property
     def recipe(self) -> str:
@@ -111,9 +130,14 @@ class Config:
         return "custom"
 
     @property
+    def distortion(self) -> dict[str, float]:
+        """How far training images are distorted, as `random_distortion` takes it."""
+        return {name: getattr(self, name) for name in DISTORTIONS}
+
+    @property
     def augments(self) -> bool:
         """Whether training images are distorted."""
-        return any((self.degrees, self.pixels, self.scale, self.shear))
+        return any(self.distortion.values())
 
     def hash(self, source: str) -> str:
         """Eight hex digits of SHA-256 over all that changes the result, data source included.
@@ -162,7 +186,8 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}")
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def _within(name: str, value: float, allowed: tuple[float, float]) -> None:
+    low, high = allowed
     if not low <= value <= high:
         raise ConfigError(
             f"{name} is {value!r}, but it must be from {_plain(low)} to {_plain(high)}"

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from .augment import random_affine
+from .augment import random_distortion
 from .config import Config
 from .data import Digits
 from .model import build
+from .optimizers import make_optimizer, make_scheduler
 from .process import kept_memory, settings
-from .state import make_optimizer, make_scheduler
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class Course:
 def course_of(config: Config) -> Course:
     """Return the course of a Config, so that the conventional loop can train it."""
     c = config
-    distort = partial(
-        random_affine, degrees=c.degrees, pixels=c.pixels, scale=c.scale, shear=c.shear
-    )
+    distort = partial(random_distortion, **c.distortion)
     return Course(
         build=partial(build, c.model, c.dropout),
         optimizer=partial(make_optimizer, config=c),

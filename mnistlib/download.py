@@ -12,6 +12,11 @@ STALLED = 30.0  # seconds without a new byte after which a download is given up
 RETRY_AFTER = 600.0  # seconds for which a failed download is not tried again
 # nothing inside a process can stop a name look-up that hangs
 COMMAND = "import sys, torchvision; torchvision.datasets.MNIST(sys.argv[1], download=True)"
+WRITERS_COMMAND = (
+    "import sys; from torchvision.datasets import QMNIST, utils; "
+    "url, md5 = QMNIST.resources['train'][1]; "
+    "utils.download_and_extract_archive(url, sys.argv[1], md5=md5)"
+)
 
 
 def cache_folder() -> Path:
@@ -43,6 +48,17 @@ def download(cache: Path, patient: bool = False) -> None:
     failed.unlink(missing_ok=True)
 
 
+def download_writers(cache: Path) -> None:
+    """Fetch QMNIST's table of writers from torchvision's address, with the same patience.
+
+    Raises:
+        OSError: what went wrong, in a sentence.
+    """
+    folder = cache / "QMNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    _run([sys.executable, "-c", WRITERS_COMMAND, str(folder)], folder)
+
+
 def _run(command: list[str], folder: Path) -> None:
     """Run a command for as long as the folder it writes to keeps growing."""
     quiet = subprocess.DEVNULL
@@ -65,4 +81,4 @@ def _run(command: list[str], folder: Path) -> None:
             child.kill()
     if child.returncode:
         last = (errors.strip().splitlines() or ["no message"])[-1]
-        raise ConnectionError(f"MNIST cannot be downloaded: {last}")
+        raise ConnectionError(f"cannot be downloaded: {last}")

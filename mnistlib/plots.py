@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from .augment import random_affine
+from .augment import random_distortion
 from .config import Config
 from .train import Run
 
@@ -90,8 +90,7 @@ def augmentation(image: Tensor, config: Config, title: str, n: int = 19, seed: i
     """Draw an image `(1, 28, 28)` uint8 and `n` random distortions of it, as a Config has them."""
     source = torch.Generator().manual_seed(seed)
     batch = (image.float() / 255).expand(n, 1, 28, 28)
-    c = config
-    drawn = random_affine(batch, c.degrees, c.pixels, c.scale, c.shear, generator=source)
+    drawn = random_distortion(batch, **config.distortion, generator=source)
     images = torch.cat([image.float().unsqueeze(0) / 255, drawn])
     digits(images, torch.zeros(n + 1), title, captions=["original"] + [""] * n)
 

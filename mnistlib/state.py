@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from .config import Config, ConfigError
 from .model import build
+from .optimizers import make_optimizer, make_scheduler
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,55 +26,6 @@ def pick_device(name: str) -> torch.device:
         has = f"cpu and {found.type}" if found else "cpu alone"
         raise ConfigError(f"device is {name!r}, but torch finds {has} here; use one of these")
     return torch.device(name)
-
-
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer of a Config over the parameters of a network."""
-    device = next(model.parameters()).device
-    common = {"lr": config.max_lr, "fused": device.type in ("cpu", "cuda")}  # one kernel a step
-    if config.optimizer == "sgd":
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]  # decay would fight BatchNorm
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), weight_decay=config.weight_decay, **common)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR:
-    """Return OneCycleLR over `steps` steps, to be stepped once per batch."""
-    warm = config.pct_start
-    if math.isclose(warm * steps, 1.0):
-        warm *= 0.999  # a warm-up of just one step has no length, by which OneCycleLR divides
-    return OneCycleLR(
-        optimizer,
-        max_lr=config.max_lr,
-        total_steps=steps,
-        pct_start=warm,
-        anneal_strategy=config.anneal,
-        cycle_momentum=config.cycle_momentum,
-    )
-
-
-def rate(scheduler: OneCycleLR) -> float:
-    """Return the learning rate now; a straight line goes below zero after the last step."""
-    return max(0.0, scheduler.get_last_lr()[0])
-
-
-def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
-    """Return the learning rate of every step, and last the one after the final step."""
-    # no initial values are drawn, so the process's random state stays as it is
-    optimizer = make_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), config)
-    scheduler = make_scheduler(optimizer, config, config.epochs * steps_per_epoch)
-    rates = [rate(scheduler)]
-    for _ in range(config.epochs * steps_per_epoch):
-        optimizer.step()
-        scheduler.step()
-        rates.append(rate(scheduler))
-    return rates
 
 
 class TrainingState:

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augment import random_affine
+from .augment import random_distortion
 from .checkpoint import resumable_state, save_checkpoint, versions
 from .config import Config, runs_folder
 from .data import Digits
 from .evaluate import evaluate
+from .optimizers import learning_rates, rate
 from .process import Table, collected_interrupts, settings
-from .state import TrainingState, learning_rates, pick_device, rate
+from .state import TrainingState, pick_device
 
 CHECK_EVERY = 50  # steps between looks at the loss on a CPU; elsewhere a look waits for the device
 
@@ -170,7 +171,7 @@ def _step(t: TrainingState, pixels: Tensor, labels: Tensor) -> None:
     c = t.config
     if c.augments:
         pixels = pixels.float() / 255
-        pixels = random_affine(pixels, c.degrees, c.pixels, c.scale, c.shear, t.distort)
+        pixels = random_distortion(pixels, **c.distortion, generator=t.distort)
     labels = labels.long()
     logits = t.model(pixels)  # (N, 1, 28, 28) -> (N, 10)
     each = "none" if c.focus else "mean"  # the mean of one is itself, to the last bit

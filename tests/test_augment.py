@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnistlib import random_affine
+from mnistlib import random_distortion
 
 ALL = {"degrees": 20, "pixels": 2, "scale": 0.2, "shear": 10}
 few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
@@ -37,7 +37,7 @@ def measure(n=50, size=(28, 28), seed=0, picture=None, **ranges):
     images = ramps(n, height, width)
     if picture is not None:
         images = torch.cat((images, picture.expand(n, 1, height, width)), 1)
-    out = random_affine(images, generator=seeded(seed), **ranges).numpy()
+    out = random_distortion(images, generator=seeded(seed), **ranges).numpy()
     y, x = np.mgrid[:height, :width]
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     matrices, offsets = [], []
@@ -56,7 +56,7 @@ def measure(n=50, size=(28, 28), seed=0, picture=None, **ranges):
 def test_nothing_happens_when_all_ranges_are_zero():
     images = torch.rand(4, 1, 28, 28, generator=seeded())
     random_state = torch.get_rng_state()
-    assert torch.equal(random_affine(images), images)
+    assert torch.equal(random_distortion(images), images)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
@@ -69,33 +69,33 @@ def test_each_image_gets_its_own_distortion(ranges):
 
 def test_all_channels_of_an_image_move_together():
     image = torch.rand(3, 1, 28, 28, generator=seeded())
-    out = random_affine(image.expand(3, 4, 28, 28), **ALL, generator=seeded())
+    out = random_distortion(image.expand(3, 4, 28, 28), **ALL, generator=seeded())
     assert all(torch.equal(out[:, 0], out[:, c]) for c in range(1, 4))
 
 
 def test_a_generator_reproduces_it_and_leaves_the_global_random_state_alone():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     random_state = torch.get_rng_state()
-    first = random_affine(images, **ALL, generator=seeded(1))
-    assert torch.equal(random_affine(images, **ALL, generator=seeded(1)), first)
-    assert not torch.equal(random_affine(images, **ALL, generator=seeded(2)), first)
+    first = random_distortion(images, **ALL, generator=seeded(1))
+    assert torch.equal(random_distortion(images, **ALL, generator=seeded(1)), first)
+    assert not torch.equal(random_distortion(images, **ALL, generator=seeded(2)), first)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_a_generator_goes_on_from_call_to_call():
     images, generator = torch.rand(5, 1, 28, 28, generator=seeded()), seeded()
-    first = random_affine(images, **ALL, generator=generator)
-    assert not torch.equal(random_affine(images, **ALL, generator=generator), first)
+    first = random_distortion(images, **ALL, generator=generator)
+    assert not torch.equal(random_distortion(images, **ALL, generator=generator), first)
 
 
 def test_without_a_generator_torchs_seed_reproduces_it():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        first = random_affine(images, **ALL)
-        second = random_affine(images, **ALL)
+        first = random_distortion(images, **ALL)
+        second = random_distortion(images, **ALL)
         torch.manual_seed(0)
-        assert torch.equal(random_affine(images, **ALL), first)
+        assert torch.equal(random_distortion(images, **ALL), first)
     assert not torch.equal(first, second)
 
 
@@ -183,7 +183,7 @@ def test_an_asymmetric_picture_keeps_its_handedness():
     hook = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
     hook[..., 6:22, 9:12] = 1  # the letter L
     hook[..., 19:22, 9:20] = 1
-    out = random_affine(hook.expand(100, 1, 28, 28), **ALL, generator=seeded())
+    out = random_distortion(hook.expand(100, 1, 28, 28), **ALL, generator=seeded())
     alike, mirrored = (out * hook).sum((1, 2, 3)), (out * hook.flip(3)).sum((1, 2, 3))
     assert (alike > mirrored).all()
 
@@ -213,7 +213,7 @@ def test_the_centre_of_mass_of_a_dot_moves_as_measured():
 
 
 def test_zeros_come_in_from_beyond_the_border():
-    out = random_affine(torch.ones(50, 1, 28, 28), pixels=6, generator=seeded())
+    out = random_distortion(torch.ones(50, 1, 28, 28), pixels=6, generator=seeded())
     border = torch.cat((out[..., 0, :], out[..., -1, :], out[..., 0], out[..., -1]), -1)
     assert (border.amin(-1) < 0.5).all()
     assert (out[..., 8:20, 8:20] > 0.999).all()
@@ -223,14 +223,14 @@ def test_zeros_come_in_from_beyond_the_border():
 @given(ranges=any_ranges, seed=st.integers(0, 1000))
 def test_values_stay_between_0_and_1(ranges, seed):
     images = torch.rand(8, 1, 28, 28, generator=seeded(seed)).round(decimals=1)
-    out = random_affine(images, **ranges, generator=seeded(seed))
+    out = random_distortion(images, **ranges, generator=seeded(seed))
     assert 0 <= out.min() <= out.max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 28, 28), (7, 3, 28, 28), (2, 1, 20, 36)])
 def test_shape_and_dtype_are_kept(dtype, shape):
-    out = random_affine(torch.rand(shape, dtype=dtype), **ALL, generator=seeded())
+    out = random_distortion(torch.rand(shape, dtype=dtype), **ALL, generator=seeded())
     assert out.shape == shape
     assert out.dtype == dtype
 
@@ -238,5 +238,26 @@ def test_shape_and_dtype_are_kept(dtype, shape):
 def test_the_given_images_are_not_changed():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     kept = images.clone()
-    random_affine(images, **ALL, generator=seeded())
+    random_distortion(images, **ALL, generator=seeded())
     assert torch.equal(images, kept)
+
+
+def test_elastic_displacements_have_their_standard_deviation_and_are_smooth():
+    ramp = ramps(400, 28, 28)
+    out = random_distortion(ramp, elastic=0.8, generator=seeded()).numpy()
+    moved = (out - ramp.numpy())[:, :2, 9:19, 9:19] * 27  # columns and rows, in pixels; inside
+    assert abs(moved.mean()) < 0.05
+    assert 0.4 < moved.std() < 0.9  # between the points it is a mean of several, so a little less
+    neighbours = np.diff(moved, axis=-1)
+    assert neighbours.std() < 0.4 * moved.std()
+    correlation = np.corrcoef(moved[:, 0].ravel(), moved[:, 1].ravel())[0, 1]
+    assert abs(correlation) < 0.05  # the two directions are drawn apart
+
+
+def test_elastic_displacements_differ_from_image_to_image_and_come_on_top_of_the_rest():
+    picture = torch.rand(1, 1, 28, 28, generator=seeded()).expand(5, 1, 28, 28)
+    out = random_distortion(picture, elastic=0.5, generator=seeded())
+    assert len({image.numpy().tobytes() for image in out}) == 5
+    plain = random_distortion(picture, **ALL, generator=seeded())
+    both = random_distortion(picture, **ALL, elastic=1e-6, generator=seeded())
+    torch.testing.assert_close(both, plain, atol=1e-4, rtol=0)  # the affine draws are the same

@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mnistlib import RECIPES, Config, evaluate, load_checkpoint, load_model, random_affine, train
+from mnistlib import (
+    RECIPES,
+    Config,
+    evaluate,
+    load_checkpoint,
+    load_model,
+    random_distortion,
+    train,
+)
 from mnistlib.__main__ import _value, main
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
@@ -235,14 +243,14 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
     whole = load_checkpoint(next(Path("whole").glob("*.pth")))["model_state_dict"]
     calls = []
 
-    def distort(*args):
+    def distort(images, **ranges):
         calls.append(1)
         if len(calls) == 13:
             signal.raise_signal(signal.SIGINT)
-        return random_affine(*args)
+        return random_distortion(images, **ranges)
 
     with monkeypatch.context() as m:
-        m.setattr(LOOP, "random_affine", distort)
+        m.setattr(LOOP, "random_distortion", distort)
         capsys.readouterr()
         assert main(["train", *QUICK]) == 130
     (checkpoint,) = runs_folder.rglob("*.pth")
@@ -259,10 +267,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
 def test_a_run_stopped_before_its_first_checkpoint_names_none(
     capsys, monkeypatch, loads_tiny, runs_folder
 ):
-    def distort(*args):
+    def distort(images, **ranges):
         raise KeyboardInterrupt  # as a second Ctrl-C does
 
-    monkeypatch.setattr(LOOP, "random_affine", distort)
+    monkeypatch.setattr(LOOP, "random_distortion", distort)
     assert main(["train", *QUICK]) == 130
     assert "None" not in capsys.readouterr().out
     assert list(runs_folder.rglob("*.pth")) == []

@@ -22,7 +22,8 @@ OTHER = {
     "model": "reference-pooled", "epochs": 4, "batch_size": 64, "epoch_images": 1000,
     "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3,
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
-    "label_smoothing": 0.1, "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
+    "label_smoothing": 0.1, "elastic": 0.5,
+    "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
     "ema_decay": 0.9, "split": "last", "seed": 1,
 }  # fmt: skip
 NO_RESULT = {"device": "cpu", "threads": 2}
@@ -79,11 +80,15 @@ def test_values_from_papermill_are_cast(name, given, kept):
         ("pct_start", -0.1, "from 0 to 0.95"),
         ("ema_decay", 1.0, "from 0 to 0.999999"),
         ("focus", 1.5, "from 0 to 1"),
-        ("model", "resnet", "one of " + ", ".join(MODELS)),
+        ("model", "resnet", "choose one of " + ", ".join(MODELS)),
+        ("model", "c16k5s2 r1 full", "must end in a head (full, "),
+        ("model", "c16k5s2 q p full", "'q' is no layer"),
+        ("model", "c16k5s2 r1 p r2", "here it is 'r2' on 7x7"),
+        ("model", "full", "choose one of"),
         ("model", 3, "a name"),
         ("device", "tpu", "one of auto, cpu, cuda, mps, xpu"),
-        ("split", "half", "one of random, last, none"),
-        ("optimizer", "lion", "one of adamw, adam, sgd"),
+        ("split", "half", "one of random, last, writers, none"),
+        ("optimizer", "lion", "one of adamw, adam, sgd, muon"),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_what_is_allowed(name, value, allowed):
@@ -99,6 +104,19 @@ def test_an_unknown_recipe_or_setting_is_refused_with_the_choices():
         configure("quick")
     with pytest.raises(ConfigError, match=r"no setting 'epoch'; there are .*epochs"):
         configure("fast", epoch=5)
+
+
+def test_a_momentum_that_cycles_needs_a_schedule_that_cycles_it():
+    with pytest.raises(ConfigError, match=r"cycle_momentum is True.* step: set it to false"):
+        Config(anneal="step")
+    assert Config(anneal="step", cycle_momentum=False).anneal == "step"
+
+
+def test_a_network_in_a_line_is_one_however_it_is_spaced_and_checking_it_draws_nothing():
+    random_state = torch.get_rng_state()
+    config = Config(model=" c16k5s2  r1 p r2 r2\tfull")
+    assert config.model == "c16k5s2 r1 p r2 r2 full"
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_focus_without_a_part_to_draw_is_refused():

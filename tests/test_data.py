@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 import mnistlib.data
 import mnistlib.download
+import mnistlib.writers
 from mnistlib import DatasetError, Digits, load_mnist
 from mnistlib.data import check_hash, parse_idx, read_file
+from mnistlib.writers import split_by_writer
 
 many = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
@@ -498,5 +500,104 @@ def test_the_samples_random_split_has_100_a_class_for_validation(sample):
 
 
 def test_an_unknown_split_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="no split 'half'; choose random, last or none"):
+    with pytest.raises(ValueError, match="no split 'half'; choose random, last, writers or none"):
         empty_digits(60).split("half")
+
+
+def made_up_writers(n=6_000, seed=0):
+    """Label, NIST partition and writer of `n` images: 30 writers in each partition."""
+    g = torch.Generator().manual_seed(seed)
+    writer = torch.randint(0, 60, (n,), generator=g)
+    label = torch.randint(0, 10, (n,), generator=g)
+    return torch.stack((label, 4 * (writer % 2), 100 + writer), 1)  # (n, 3)
+
+
+def test_no_writer_is_on_both_sides_and_each_image_is_on_one():
+    for seed in range(5):
+        table = made_up_writers(seed=seed)
+        train, val = split_by_writer(table, seed=0, per_partition=500)
+        assert not set(table[train, 2].tolist()) & set(table[val, 2].tolist())
+        assert torch.equal(torch.cat((train, val)).sort().values, torch.arange(len(table)))
+        assert (table[val, 1].unique(return_counts=True)[1] - 500).abs().max() <= 100  # a writer
+        classes = table[val, 0].bincount(minlength=10) / len(val)
+        assert (classes - table[:, 0].bincount(minlength=10) / len(table)).abs().max() < 0.03
+
+
+def test_the_writers_split_is_the_same_every_time_and_leaves_the_random_state_alone():
+    table, random_state = made_up_writers(), torch.get_rng_state()
+    first = split_by_writer(table, seed=0, per_partition=500)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.rand(3)
+    again = split_by_writer(table, seed=0, per_partition=500)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = split_by_writer(table, seed=1, per_partition=500)
+    assert not torch.equal(first[1], other[1])
+
+
+@pytest.fixture
+def qmnist(arrays, monkeypatch):
+    """Bytes of a made-up table of writers for the made-up MNIST, which pass for QMNIST's."""
+    table = np.zeros((60, 8), ">i4")
+    table[:, 0] = arrays["train-labels-idx1-ubyte"]
+    table[:, 1], table[:, 2] = 4 * (np.arange(60) % 2), np.arange(60) // 6
+    raw = bytes([0, 0, 12, 2]) + (60).to_bytes(4, "big") + (8).to_bytes(4, "big") + table.tobytes()
+    monkeypatch.setattr(mnistlib.writers, "SHA256", hashlib.sha256(raw).hexdigest())
+    return raw
+
+
+@pytest.mark.parametrize("place", ["", "MNIST/raw", "QMNIST/raw"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_writers_are_read_from_the_folder_of_the_digits(place, zipped, arrays, qmnist, tmp_path):
+    folder = write(tmp_path / "digits", arrays)
+    path = folder / place / (mnistlib.writers.NAME + (".gz" if zipped else ""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(qmnist) if zipped else qmnist)
+    digits = load_mnist(folder)
+    table = digits.writers()
+    assert torch.equal(table[:, 0], digits.train_labels.long())
+    assert table[7].tolist() == [int(digits.train_labels[7]), 4, 1]
+    train, val = digits.split("writers")
+    assert len(train) + len(val) == 60
+
+
+def test_a_damaged_table_of_writers_is_refused(arrays, qmnist, tmp_path):
+    folder = write(tmp_path / "digits", arrays)
+    for i in (3, 13, len(qmnist) - 1):
+        damaged = bytearray(qmnist)
+        damaged[i] ^= 1
+        (folder / mnistlib.writers.NAME).write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"writers .* not known: .* is damaged .* SHA-256"):
+            load_mnist(folder).split("writers")
+
+
+def test_writers_of_other_digits_are_refused(arrays, qmnist, tmp_path):
+    folder = write(tmp_path / "digits", arrays)
+    (folder / mnistlib.writers.NAME).write_bytes(qmnist)
+    digits = load_mnist(folder)
+    digits.train_labels[0] = (digits.train_labels[0] + 1) % 10
+    with pytest.raises(DatasetError, match="belongs to other digits"):
+        digits.split("writers")
+
+
+def test_writers_that_are_nowhere_are_said(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnistlib.download, "WRITERS_COMMAND", "raise SystemExit('no route')")
+    digits = load_mnist(write(tmp_path / "digits", arrays))
+    with pytest.raises(DatasetError, match=r"writers .* not known: cannot be downloaded: no route"):
+        digits.split("writers")
+
+
+def test_writers_are_downloaded_into_the_cache_once(arrays, qmnist, tmp_path, monkeypatch):
+    command = (
+        "import sys, pathlib; "
+        f"pathlib.Path(sys.argv[1], {mnistlib.writers.NAME!r}).write_bytes({qmnist!r})"
+    )
+    monkeypatch.setattr(mnistlib.download, "WRITERS_COMMAND", command)
+    digits = load_mnist(write(tmp_path / "digits", arrays))
+    first = digits.writers()
+    monkeypatch.setattr(mnistlib.download, "WRITERS_COMMAND", "raise SystemExit('twice')")
+    assert torch.equal(digits.writers(), first)
+
+
+def test_nobody_knows_who_wrote_the_sample(sample):
+    with pytest.raises(DatasetError, match="nobody knows who wrote the digits of the sample"):
+        sample.split("writers")

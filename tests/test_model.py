@@ -32,6 +32,10 @@ TOTALS = {
     "reference-shared": BODY + 49 + 160,
     "reference-depthwise": BODY + 784 + 160,
     "reference-separable": BODY + 1_120 + 700,
+    "reference-plain": 13_912,
+    "reference-unnormalised": 13_912 - (3 * 8 + 2 * 16),
+    "reference-gelu": 13_912,
+    "reference-silu": 13_912,
     "early": 25 * 24 + 24 * 16 + 4 * 9 * 16 * 16 + 2 * 24 + 4 * 2 * 16 + 7_840,
 }
 every_model = pytest.mark.parametrize("name", list(MODELS))
@@ -151,3 +155,33 @@ def test_an_unknown_name_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="no model 'resnet'") as refused:
         build("resnet")
     assert all(name in str(refused.value) for name in MODELS)
+
+
+def test_a_line_is_the_network_it_says():
+    model = build("c16k5s2 r1 p x24 r2 depthwise")
+    found = [tuple(p.shape) for p in model.parameters() if p.ndim > 1]
+    assert found == [
+        (16, 1, 5, 5), (16, 16, 3, 3), (24, 16, 1, 1), (24, 24, 3, 3), (24, 24, 3, 3),
+        (24, 1, 7, 7), (10, 24, 1, 1),
+    ]  # fmt: skip
+    assert sum(p.ndim == 1 for p in model.parameters()) == 2 * 4  # of four BatchNorms
+
+
+def test_pooling_before_the_batchnorm_is_pooling_after_the_relu(pixels):
+    torch.manual_seed(0)
+    before = build("c8k5s2p r1 full").eval()
+    torch.manual_seed(0)
+    after = build("c8k5s2 p r1 full").eval()
+    torch.testing.assert_close(before(pixels), after(pixels))
+
+
+def test_a_plain_network_differs_from_the_residual_one_by_its_shortcuts(pixels):
+    with_shortcuts, plain = build("reference").eval(), build("reference-plain").eval()
+    plain.load_state_dict(with_shortcuts.state_dict())
+    assert not torch.allclose(plain(pixels), with_shortcuts(pixels), atol=1e-3)
+    for model in (with_shortcuts, plain):
+        for name in ("bn1", "bn4"):  # nothing to pass on: the shortcut of stage one is empty
+            model.get_submodule(name).weight.data.zero_()
+            model.get_submodule(name).bias.data.zero_()
+        model.onecross.weight.data.zero_()
+    torch.testing.assert_close(plain(pixels), with_shortcuts(pixels))

@@ -22,7 +22,7 @@ from mnistlib import (
     evaluate,
     load_checkpoint,
     load_model,
-    random_affine,
+    random_distortion,
     save_checkpoint,
     train,
 )
@@ -79,12 +79,12 @@ def within_step(monkeypatch, number, action) -> None:
     """Have `action()` called in the middle of a step of the next run; steps count from 1."""
     steps = itertools.count(1)
 
-    def distort(*args):
+    def distort(images, **ranges):
         if next(steps) == number:
             action()
-        return random_affine(*args)
+        return random_distortion(images, **ranges)
 
-    monkeypatch.setattr(LOOP, "random_affine", distort)
+    monkeypatch.setattr(LOOP, "random_distortion", distort)
 
 
 def after_step(monkeypatch, action) -> None:
