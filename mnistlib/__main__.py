@@ -14,7 +14,7 @@ from .checkpoint import CheckpointError, load_checkpoint, load_model, published_
 from .config import Config, ConfigError, configure
 from .data import DatasetError, load_mnist
 from .evaluate import evaluate, predict, read_picture
-from .ledger import record
+from .ledger import commit, record
 from .report import write_report
 from .state import pick_device
 from .sweep import sweep
@@ -54,6 +54,7 @@ def do_train(args: argparse.Namespace) -> int:
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
     with_optimizer = peak_memory_mb()
     digits = load_mnist(args.data)
+    commit()  # what runs now; files may change before it ends
     run = train(config, digits, args.resume, folder=args.folder)
     peak = peak_memory_mb()
     print(run)

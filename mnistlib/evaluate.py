@@ -22,6 +22,8 @@ class Evaluation:
     """mean cross-entropy, nats"""
     correct: int
     n: int
+    wrong: tuple[int, ...] = ()
+    """positions of the misread images"""
 
     @property
     def accuracy(self) -> float:
@@ -72,8 +74,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"{len(images)} images with {len(labels)} labels cannot be evaluated")
     logits, targets = predict_logits(model, images), labels.cpu().long()
-    correct = int((logits.argmax(1) == targets).sum())
-    return Evaluation(float(F.cross_entropy(logits, targets)), correct, len(targets))
+    wrong = tuple((logits.argmax(1) != targets).nonzero().flatten().tolist())
+    loss, n = float(F.cross_entropy(logits, targets)), len(targets)
+    return Evaluation(loss, n - len(wrong), n, wrong)
 
 
 def read_picture(path: str | Path) -> Tensor:

@@ -1,14 +1,12 @@
 """The ledger: one CSV row per finished run, one per epoch, and what is read off them."""
 
-import contextlib
 import csv
 import io
 import json
-import os
 import subprocess
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +27,7 @@ COLUMNS = (
     "checkpoint_bytes", "device", "threads", "torch", "python", "platform", "commit", "finished",
     "config",
 )  # fmt: skip
+MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
 EPOCH_COLUMNS = (
     "config_hash", "seed", "epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr",
     "seconds",
@@ -43,6 +42,8 @@ def record(
     optimizer_mb: float | None = None,
 ) -> dict[str, object]:
     """Append a finished run to `runs.csv` and its epochs to `history.csv`; return the row.
+
+    Which test images it misread, where it saw them, goes to `misread.csv`.
 
     A run that is there already (same config hash and seed) is not written again.
 
@@ -91,31 +92,44 @@ def record(
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config": json.dumps(asdict(run.config)),
     }
-    key = (digest, run.config.seed)
-    if key not in finished(folder / "history.csv"):  # asked apart: a kill may come between the two
-        epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
-        for e in epochs:
-            e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
-        append(folder / "history.csv", EPOCH_COLUMNS, epochs)
-    if key not in finished(folder / "runs.csv"):
-        append(folder / "runs.csv", COLUMNS, [row])
+    epochs = [{"config_hash": digest, "seed": run.config.seed, **h} for h in run.history]
+    for e in epochs:
+        e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
+    # the run itself comes last: what a kill leaves behind before it is made whole the next time
+    append(folder / "history.csv", EPOCH_COLUMNS, epochs, "config_hash")
+    if test:
+        wrong = " ".join(map(str, test.wrong))
+        misread = {"config_hash": digest, "seed": run.config.seed, "n": test.n, "wrong": wrong}
+        append(folder / "misread.csv", MISREAD_COLUMNS, [misread], "config_hash")
+    append(folder / "runs.csv", COLUMNS, [row], "config_hash")
     return row
 
 
-def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    """Append rows in one write, so that two processes do not mix their lines."""
+def append(
+    path: Path, columns: tuple[str, ...], rows: list[dict[str, object]], by: str | None = None
+) -> None:
+    """Append rows to a table, one process at a time; a line that a kill cut short is removed.
+
+    Args:
+        path: of the table; made with its header if it is not there.
+        columns: of the table.
+        rows: what to append, in one write.
+        by: column that, with the seed, identifies a run: rows of runs that are there are left out.
+    """
+    from filelock import FileLock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        # header and name come into being together: of two processes, one makes the file
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".ledger-") as new:
-            new.write(",".join(columns) + "\n")
-            new.flush()
-            with contextlib.suppress(FileExistsError):
-                os.link(new.name, path)
-                path.chmod(0o644)
-    text = io.StringIO()
-    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
-    with path.open("ab", buffering=0) as file:
+    with FileLock(path.parent / ".lock"), path.open("a+b", buffering=0) as file:
+        known = finished(path, by) if by else set()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        file.seek(0)
+        there = file.read()
+        whole = there.rfind(b"\n") + 1
+        file.truncate(whole)
+        if not whole:
+            writer.writeheader()
+        writer.writerows(r for r in rows if not by or (r[by], r["seed"]) not in known)
         file.write(text.getvalue().encode())
 
 
@@ -124,11 +138,16 @@ def finished(path: Path, by: str = "config_hash") -> set[tuple[str, int]]:
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {(row[by], int(row["seed"])) for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    return {(row[by], int(row["seed"])) for row in rows if row["seed"]}  # none: cut short
 
 
+@cache
 def commit() -> str:
-    """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown."""
+    """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown.
+
+    It is asked once a process, and by those who train before they do: the code may change later.
+    """
     here = Path(__file__).parent
     try:
         ask = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]

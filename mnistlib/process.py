@@ -1,6 +1,7 @@
 """Processes: what a run does to the one it is in, and the workers that share many runs."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -92,7 +93,7 @@ def cores() -> int:
 def workers(n: int) -> Iterator[ProcessPoolExecutor]:
     """Start `n` processes; an exception, Ctrl-C among them, ends them amid their work."""
     # not forked: a copy of a process whose threads are at work may hang
-    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=_serve)
     try:
         yield pool
     except BaseException:
@@ -104,9 +105,17 @@ def workers(n: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers."""
+def _serve() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # what was in flight goes on from its checkpoint in the next sweep
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Table:

@@ -13,6 +13,7 @@ import pytest
 from mnistlib import Config, TrainingError, read_results, sweep, train
 
 SWEEP = sys.modules["mnistlib.sweep"]  # the package's attribute of that name is the function
+LOOP = sys.modules["mnistlib.train"]
 ONE = Config(epochs=1, epoch_images=100, batch_size=25, max_lr=0.01, device="cpu")
 
 
@@ -156,3 +157,87 @@ def test_seeds_that_are_none_are_refused(capsys):
             main(["sweep", f"--seeds={text}"])
         assert error.value.code == 2
         assert "0:20" in capsys.readouterr().err
+
+
+def test_a_run_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(
+    tmp_path, monkeypatch, runs_folder, tiny_digits
+):
+    three, step, steps = replace(ONE, epochs=3, seed=5, threads=1), LOOP._step, []
+
+    def dies(t, *batch):
+        if len(steps) == 10 and not dies.dead:  # 4 steps an epoch: two epochs are saved
+            dies.dead = True
+            raise MemoryError
+        steps.append(1)
+        step(t, *batch)
+
+    dies.dead = False
+    monkeypatch.setattr(LOOP, "_step", dies)
+    assert sweep([three], tmp_path, executor=AtOnce()) == (0, 1)
+    assert len(list((runs_folder / "sweep").rglob("*.pth"))) == 1
+    assert sweep([three], tmp_path, executor=AtOnce()) == (1, 0)
+    assert len(steps) == 10 + 4  # not from the beginning
+    whole = train(three, tiny_digits, save=False, verbose=False)
+    row = read_results(folder=tmp_path).iloc[0]
+    assert row["val_loss"] == round(whole.history[-1]["val_loss"], 6)
+    assert list((runs_folder / "sweep").iterdir()) == []  # nothing is left behind
+
+
+def test_a_damaged_checkpoint_of_a_run_cut_off_is_named_and_the_run_begun_again(
+    tmp_path, capsys, runs_folder
+):
+    folder = runs_folder / "sweep" / replace(ONE, threads=1).run_name("mnist")
+    folder.mkdir(parents=True)
+    (folder / "mnist_model_20260101_000000_accNA.pth").write_bytes(b"half a file")
+    assert sweep([ONE], tmp_path, executor=AtOnce()) == (1, 0)
+    assert "not used: " in capsys.readouterr().err
+
+
+def test_a_sweep_killed_outright_again_and_again_loses_and_doubles_nothing(tmp_path):
+    command = [*COMMAND, "--epochs", "4", "--epoch-images", "200", "--seeds", "0:4", "--ledger"]
+    kills, patience = 0, 2.0
+    while True:
+        with subprocess.Popen([*command, tmp_path], stdout=subprocess.PIPE, text=True) as job:
+            job.stdout.readline()  # everything is imported
+            try:
+                job.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                job.kill()
+        kills, patience = kills + 1, 2.5 * patience
+    assert job.returncode == 0
+    assert kills > 0, "nothing was killed"
+    for table in ("runs", "history"):
+        rows = read_results(table, tmp_path)
+        assert sorted(set(rows["seed"])) == [0, 1, 2, 3]
+        assert not rows.duplicated(["seed", "epochs" if table == "runs" else "epoch"]).any()
+    subprocess.run([*command, tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    ends = [read_results(folder=f).set_index("seed")["val_loss"].sort_index()
+            for f in (tmp_path, tmp_path / "whole")]  # fmt: skip
+    assert ends[0].equals(ends[1])
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = (
+        "import os, time\n"
+        "from mnistlib.process import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True
+    ) as job:
+        worker = int(job.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        job.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker lives on")
