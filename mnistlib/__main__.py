@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 import torch
 
 from .arguments import parse
+from .audit import audit
 from .checkpoint import CheckpointError, load_checkpoint, load_model, published_checkpoint
 from .config import Config, ConfigError, configure
 from .data import DatasetError, load_mnist
@@ -102,6 +103,12 @@ def do_bench(args: argparse.Namespace) -> int:
         path = bench(args.ledger, args.repetitions, args.only)
     print(f"rows are in {path}")
     return 0
+
+
+def do_audit(args: argparse.Namespace) -> int:
+    found = audit(args.ledger, args.recipe, args.minutes, args.pick)
+    print(found)
+    return int(not found.passed)
 
 
 def do_evaluate(args: argparse.Namespace) -> int:

@@ -68,6 +68,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the rows")
 
     p = commands.add_parser(
+        "audit",
+        help="train a committed run again and compare",
+        description="Choose a run of the committed ledger at random, train it again with the "
+        "settings and threads of its row, and compare every figure. Exit code 1 if an accuracy is "
+        "farther off than another seed would be.",
+    )
+    p.add_argument("--recipe", help="only runs of this recipe")
+    p.add_argument("--minutes", type=float, default=10.0, help="only runs no longer (default: 10)")
+    p.add_argument("--pick", type=int, help="seed of the choice (default: another each time)")
+    p.add_argument("--ledger", type=Path, help="folder of the ledger (default: the committed one)")
+
+    p = commands.add_parser(
         "evaluate", help="accuracy of a checkpoint on its validation images and the test set"
     )
     p.add_argument("checkpoint", type=Path, nargs="?", help="default: the published one")
