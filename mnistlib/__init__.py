@@ -4,6 +4,8 @@ The package holds the networks, the budget and the training loop; the notebooks 
 Importing it needs torch and numpy and does nothing else; plots and tables import theirs when used.
 """
 
+from .ablations import ablations
+from .audit import Audit, audit
 from .augment import random_distortion
 from .budget import Budget, requirements
 from .checkpoint import (
@@ -19,15 +21,30 @@ from .evaluate import Evaluation, evaluate, predict
 from .ledger import quote, read_results, record, runs_of
 from .model import MODELS, build
 from .optimizers import learning_rates
-from .stats import difference_interval, mean_interval, wilson_interval
+from .stats import (
+    Comparison,
+    bootstrap_interval,
+    compare,
+    compare_paired,
+    detection_power,
+    difference_interval,
+    mcnemar,
+    mean_interval,
+    predicted_spread,
+    seeds_needed,
+    smallest_gain,
+    wilson_interval,
+)
 from .sweep import sweep
 from .train import Run, TrainingError, train
 
 __all__ = [
     "MODELS",
     "RECIPES",
+    "Audit",
     "Budget",
     "CheckpointError",
+    "Comparison",
     "Config",
     "ConfigError",
     "DatasetError",
@@ -35,16 +52,24 @@ __all__ = [
     "Evaluation",
     "Run",
     "TrainingError",
+    "ablations",
+    "audit",
+    "bootstrap_interval",
     "build",
+    "compare",
+    "compare_paired",
     "configure",
+    "detection_power",
     "difference_interval",
     "evaluate",
     "learning_rates",
     "load_checkpoint",
     "load_mnist",
     "load_model",
+    "mcnemar",
     "mean_interval",
     "predict",
+    "predicted_spread",
     "published_checkpoint",
     "quote",
     "random_distortion",
@@ -53,6 +78,8 @@ __all__ = [
     "requirements",
     "runs_of",
     "save_checkpoint",
+    "seeds_needed",
+    "smallest_gain",
     "sweep",
     "train",
     "wilson_interval",

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from .ablations import ablations
 from .arguments import parse
 from .audit import audit
 from .checkpoint import CheckpointError, load_checkpoint, load_model, published_checkpoint
@@ -77,7 +78,13 @@ def do_train(args: argparse.Namespace) -> int:
 
 def do_sweep(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "seed"}
-    configs = [configure(args.recipe or "fast", **given, seed=seed) for seed in args.seeds]
+    if args.ablations is None:
+        configs = [configure(args.recipe or "fast", **given, seed=seed) for seed in args.seeds]
+    elif args.recipe or any(v is not None for v in given.values()):
+        raise ConfigError("--ablations has its own settings; give none with it")
+    else:  # a seed of each before the next seed: wherever it stops, all have as many
+        every = ablations(args.ablations).values()
+        configs = [replace(config, seed=seed) for seed in args.seeds for config in every]
     pick_device(configs[0].device)
     if args.workers < 0:
         raise ConfigError(f"workers is {args.workers}, but it must be 0 or more")

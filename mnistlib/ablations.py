@@ -1,0 +1,53 @@
+"""What notebook 06 compares: the best recipe, made short, and each of its choices undone."""
+
+from dataclasses import replace
+
+from .config import RECIPES, Config
+
+SHORT = 5  # epochs of the paired comparisons; what matters there is confirmed at full length
+
+
+def ablations(epochs: int = SHORT) -> dict[str, Config]:
+    """Return the recipe `best` with one choice changed each, by name; the first is unchanged.
+
+    All hold out the images of the split by writers. Where a change needs another learning rate to
+    train at all, or an optimizer has a scale of its own, its name says so. In a run of a few
+    hundred steps an average over the recipe's 500 would be made of early weights: there it is 100.
+    """
+    base = replace(RECIPES["best"], split="writers", epochs=epochs)
+    if epochs <= 2 * SHORT:
+        base = replace(base, ema_decay=0.99)
+    undistorted = dict.fromkeys(base.distortion, 0.0)
+
+    def alone(*kept: str) -> dict[str, float]:
+        return undistorted | {name: getattr(base, name) for name in kept}
+
+    changes: dict[str, dict[str, object]] = {
+        "as it is": {},
+        "no residual shortcuts": {"model": "reference-plain"},
+        "no BatchNorm, rate 0.05": {"model": "reference-unnormalised", "max_lr": 0.05},
+        "head: global average pooling": {"model": "reference-pooled"},
+        "head: depthwise, rate 0.12": {"model": "reference-depthwise", "max_lr": 0.12},
+        "GELU for ReLU": {"model": "reference-gelu"},
+        "dropout 0.05": {"dropout": 0.05},
+        "dropout 0.1": {"dropout": 0.1},
+        "no focus": {"focus": 0.0},
+        "no averaging of weights": {"ema_decay": 0.0},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "no distortion": undistorted,
+        "AdamW, rate 0.01": {"optimizer": "adamw", "max_lr": 0.01, "weight_decay": 0.01},
+        "Muon": {"optimizer": "muon"},
+        "constant rate": {"anneal": "constant"},
+        "rate in steps": {"anneal": "step"},
+        "cosine, cycled momentum": {"anneal": "cos", "cycle_momentum": True},
+        "batches of 64, rate 0.15": {"batch_size": 64, "max_lr": 0.15},
+        "batches of 256, rate 0.4": {"batch_size": 256, "max_lr": 0.4},
+        "rotation alone": alone("degrees"),
+        "translation alone": alone("pixels"),
+        "zoom alone": alone("scale"),
+        "shear alone": alone("shear"),
+        "elastic distortion alone": undistorted | {"elastic": 0.5},
+        "elastic distortion added": {"elastic": 0.5},
+        "triangular rate": {"pct_start": 0.5},
+    }
+    return {name: replace(base, **change) for name, change in changes.items()}

@@ -1,0 +1,77 @@
+"""Figures of many runs: the spread over seeds, what a number of seeds can tell, forest plots."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure
+from .stats import Comparison, seeds_needed, smallest_gain
+
+
+def spread(
+    errors: Mapping[str, Sequence[float]], predicted: Mapping[str, float], title: str
+) -> None:
+    """Draw final errors over seeds as histograms, and beside them the gain that n seeds can tell.
+
+    Args:
+        errors: by set of images, the final error in percent of each seed.
+        predicted: by set of images, the standard deviation to be expected, points.
+        title: the finding.
+    """
+    n = max(len(values) for values in errors.values())
+    subtitle = f"final error of n = {n} seeds, bell curves: the predicted spread"
+    with figure(title, subtitle, size=(7, 3.4), ncols=2) as (_, (left, right)):
+        for (name, values), color in zip(errors.items(), (VALIDATION, TRAIN), strict=False):
+            mean, sd = np.mean(values), predicted[name]
+            step = 0.02  # points: two images of 10,000
+            edges = np.arange(min(values) - step, max(values) + 2 * step, step)
+            left.hist(values, bins=edges, color=color, alpha=0.6)
+            x = np.linspace(mean - 3.5 * sd, mean + 3.5 * sd, 200)
+            height = len(values) * step / (sd * np.sqrt(2 * np.pi))
+            left.plot(x, height * np.exp(-(((x - mean) / sd) ** 2) / 2), color=color)
+            left.annotate(name, (mean, height), ha="center", va="bottom", color=color, fontsize=9,
+                          xytext=(0, 3), textcoords="offset points")  # fmt: skip
+        left.set(xlabel="error (%)", ylabel="seeds")
+        sizes = [2, 3, 4, 6, 8, 12, 17, 25, 35, 50, 70, 100]
+        sd = float(np.std(next(iter(errors.values())), ddof=1))
+        right.plot(sizes, [smallest_gain(sd, k) for k in sizes], color=VALIDATION, marker="o", ms=3)
+        enough = seeds_needed(0.05, sd)
+        right.plot([enough, enough, sizes[0]], [0.01, 0.05, 0.05], color=PUBLISHED, lw=0.8, ls=":")
+        right.annotate(f"0.05 points: {enough} seeds", (enough, 0.05), fontsize=8,
+                       xytext=(4, 6), textcoords="offset points", color=PUBLISHED)  # fmt: skip
+        right.set(xscale="log", yscale="log", xlabel="seeds per arm",
+                  ylabel="gain found 4 times of 5 (points)",
+                  ylim=(0.015, 0.5))  # fmt: skip
+        for axis in (right.xaxis, right.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(lambda value, _: "")
+        right.set_xticks([2, 5, 10, 20, 50, 100])
+        right.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5])
+
+
+def forest(changes: Mapping[str, Comparison], title: str, subtitle: str, label: str) -> None:
+    """Draw comparisons with their intervals, the largest at the top; undecided ones are grey.
+
+    Args:
+        changes: by name of the change, in points of error: to the right is worse.
+        title: the finding.
+        subtitle: what was compared, with n.
+        label: of the axis.
+    """
+    ordered = sorted(changes.items(), key=lambda item: item[1].difference)
+    with figure(title, subtitle, size=(7, 1.0 + 0.25 * len(ordered))) as (_, (ax,)):
+        for y, (_, c) in enumerate(ordered):
+            color = QUIET if not c.decided else VALIDATION if c.difference > 0 else TRAIN
+            ax.plot([c.low, c.high], [y, y], color=color, lw=1.6)
+            ax.plot(c.difference, y, "o", color=color, ms=5)
+            ax.annotate(f"{c.difference:+.2f}", (1.0, y), xycoords=("axes fraction", "data"),
+                        va="center", fontsize=8, color=color)  # fmt: skip
+        ax.axvline(0, color="black", lw=0.8)
+        ax.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=8.5)
+        # one that fails altogether must not press the others into a line
+        ax.set_xscale("symlog", linthresh=0.2)
+        ax.set_xticks([-0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10])
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+        low, high = min(c.low for c in changes.values()), max(c.high for c in changes.values())
+        ax.set(xlabel=label, xlim=(1.2 * low - 0.02, 1.2 * high + 0.02))
+        ax.grid(axis="y", visible=False)

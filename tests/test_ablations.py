@@ -1,0 +1,100 @@
+"""The ablations change what they say and nothing else; the figures of comparisons draw."""
+
+from dataclasses import asdict
+
+import matplotlib.pyplot as plt
+import pytest
+
+from mnistlib import Comparison, ablations, build, charts
+from mnistlib.__main__ import main
+
+
+def test_each_ablation_is_another_run_than_the_base_and_keeps_seed_split_and_length():
+    found = ablations()
+    assert len({config.hash("mnist") for config in found.values()}) == len(found) >= 13
+    assert {(c.seed, c.split, c.epochs, c.epoch_images) for c in found.values()} == {
+        (0, "writers", 5, 15_000)
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in ablations() if n != "as it is"])
+def test_an_ablation_changes_one_choice_and_a_rate_only_where_its_name_says_so(name):
+    base, changed = asdict(ablations()["as it is"]), asdict(ablations()[name])
+    differ = {field for field in base if base[field] != changed[field]}
+    if "rate 0" in name:
+        assert "max_lr" in differ
+        differ.remove("max_lr")
+    else:
+        assert "max_lr" not in differ
+    assert len(differ) >= 1
+    distortions = {"degrees", "pixels", "scale", "shear", "elastic"}
+    pairs = [{"optimizer", "weight_decay"}, {"anneal", "cycle_momentum"}]
+    assert len(differ) == 1 or differ <= distortions or differ in pairs
+
+
+def test_every_ablation_has_a_network_under_20000_parameters():
+    for config in ablations().values():
+        assert sum(p.numel() for p in build(config.model).parameters()) < 20_000
+
+
+def test_at_full_length_the_recipes_own_average_is_kept():
+    assert ablations(5)["as it is"].ema_decay == 0.99
+    assert ablations(80)["as it is"].ema_decay == ablations(40)["as it is"].ema_decay > 0.99
+
+
+def test_the_command_trains_a_seed_of_each_before_the_next_and_takes_no_other_settings(
+    monkeypatch, capsys
+):
+    asked = []
+
+    def sweep(configs, *args, **more):
+        asked.extend(configs)
+        return len(configs), 0
+
+    monkeypatch.setattr("mnistlib.__main__.sweep", sweep)
+    assert main(["sweep", "--ablations", "2", "--seeds", "3:5"]) == 0
+    n = len(ablations())
+    assert [c.seed for c in asked] == [3] * n + [4] * n
+    assert {c.epochs for c in asked} == {2}
+    assert main(["sweep", "--ablations", "2", "--dropout", "0.1"]) == 1
+    assert "--ablations has its own settings" in capsys.readouterr().err
+
+
+def drawn():
+    (number,) = plt.get_fignums()
+    found = plt.figure(number)
+    texts = [t.get_text() for ax in found.axes for t in ax.texts]
+    texts += [t.get_text() for ax in found.axes for t in ax.get_yticklabels()]
+    return found, texts
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left():
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+def test_the_forest_sorts_and_names_every_change():
+    changes = {
+        "worse": Comparison(0.3, 0.2, 0.4, "8 paired seeds"),
+        "better": Comparison(-0.1, -0.15, -0.05, "8 paired seeds"),
+        "undecided": Comparison(0.02, -0.05, 0.09, "8 paired seeds"),
+    }
+    charts.forest(changes, "title", "subtitle", "points")
+    found, texts = drawn()
+    labels = [t.get_text() for t in found.axes[0].get_yticklabels()]
+    assert labels == ["better", "undecided", "worse"]
+    assert {"+0.30", "-0.10", "+0.02"} <= set(texts)
+    low, high = found.axes[0].get_xlim()
+    assert low < -0.15
+    assert high > 0.4
+
+
+def test_the_spread_shows_all_seeds_of_both_sets_and_the_seeds_needed():
+    errors = {"validation": [0.5, 0.55, 0.6, 0.58], "test": [0.4, 0.45, 0.5, 0.47]}
+    charts.spread(errors, {"validation": 0.05, "test": 0.05}, "title")
+    found, texts = drawn()
+    bars = sum(patch.get_height() for patch in found.axes[0].patches)
+    assert bars == 8
+    assert any(t.startswith("0.05 points: ") for t in texts)
