@@ -23,6 +23,7 @@ from .model import MODELS, build
 from .optimizers import learning_rates
 from .stats import (
     Comparison,
+    best_epoch_inflation,
     bootstrap_interval,
     compare,
     compare_paired,
@@ -54,6 +55,7 @@ __all__ = [
     "TrainingError",
     "ablations",
     "audit",
+    "best_epoch_inflation",
     "bootstrap_interval",
     "build",
     "compare",

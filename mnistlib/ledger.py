@@ -186,11 +186,13 @@ def quote(recipe: str, folder: Path | None = None) -> str:
     rows = runs[runs["recipe"] == recipe]
     if rows.empty:
         raise ValueError(f"the ledger has no run of the recipe {recipe!r}")
-    val, last = rows["val_accuracy"], rows.iloc[-1]
+    last = rows.iloc[-1]
+    part, kind = ("val", "validation") if last["n_val"] else ("test", "test")
+    seen = rows[f"{part}_accuracy"]
     return (
-        f"{recipe}: {val.mean():.2f} % validation accuracy after {images_seen(last):,} images in "
-        f"{last['epochs']} epochs, mean of n = {len(rows)} seeds (range {val.min():.2f} to "
-        f"{val.max():.2f}), last epoch, {last['n_val']:,} validation images, "
+        f"{recipe}: {seen.mean():.2f} % {kind} accuracy after {images_seen(last):,} images in "
+        f"{last['epochs']} epochs, mean of n = {len(rows)} seeds (range {seen.min():.2f} to "
+        f"{seen.max():.2f}), last epoch, {int(last[f'n_{part}']):,} {kind} images, "
         f"{last['parameters']:,} parameters"
     )
 

@@ -22,8 +22,9 @@ def headline(folder: Path | None = None) -> str:
     ]
     runs = read_results(folder=folder)
     for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
-        val, test = (_mean_range(rows[f"{part}_accuracy"]) for part in ("val", "test"))
         row = rows.iloc[0]
+        val = _mean_range(rows["val_accuracy"]) if row["n_val"] else "none held out"
+        test = _mean_range(rows["test_accuracy"])
         lines.append(
             f"| `{recipe}` | {row['model']} | {row['parameters']:,} | {images_seen(row):,} | "
             f"{len(rows)} | {val} | {test} |"

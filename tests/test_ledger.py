@@ -209,6 +209,52 @@ for i in range(200):
     assert len(rows) == 800
 
 
+def test_processes_that_record_the_same_run_at_once_write_it_once(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from mnistlib.ledger import append
+print(flush=True)
+sys.stdin.readline()
+for seed in range(100):
+    rows = [{"run": "abc", "seed": seed, "text": sys.argv[2] * 3000}] * 2
+    append(Path(sys.argv[1]), ("run", "seed", "text"), rows, "run")
+"""
+    path = tmp_path / "rows.csv"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", script, str(path)]
+    writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]
+    for writer in writers:
+        writer.stdout.readline()  # it has imported everything
+    for writer in writers:  # both, before either is waited for
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    rows = rows_of(path)
+    assert sorted(int(row["seed"]) for row in rows) == sorted([*range(100), *range(100)])
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first == second  # both lines of a run come from one process
+
+
+def test_a_line_cut_short_by_a_kill_is_removed_before_the_next(tmp_path):
+    path = tmp_path / "rows.csv"
+    ledger.append(path, ("run", "seed"), [{"run": "a", "seed": 1}])
+    whole = path.read_bytes()
+    for cut in (b"b", b"b,", b"bbbbb,2", b'"b'):
+        path.write_bytes(whole + cut)
+        ledger.append(path, ("run", "seed"), [{"run": "b", "seed": 2}], "run")
+        assert path.read_bytes() == whole + b"b,2\n"
+
+
+def test_the_test_images_misread_are_kept_with_the_run(run, tmp_path):
+    record(run, Evaluation(0.05, 97, 100, (3, 14, 15)), tmp_path)
+    record(run, Evaluation(0.05, 97, 100, (3, 14, 15)), tmp_path)
+    (row,) = rows_of(tmp_path / "misread.csv")
+    assert (row["n"], row["wrong"], int(row["seed"])) == ("100", "3 14 15", run.config.seed)
+
+
 def committed(results) -> None:
     """Write a ledger of three runs of one recipe, one of another and one of none."""
     for seed, accuracy in enumerate([99.0, 99.2, 99.4]):

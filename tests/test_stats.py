@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mnistlib.stats import (
+    best_epoch_inflation,
     bootstrap_interval,
     compare,
     compare_paired,
@@ -139,3 +140,13 @@ def test_without_a_gain_one_test_in_twenty_finds_one():
 def test_fewer_pairs_than_arms_are_needed_for_the_same_spread():
     assert seeds_needed(0.05, 0.05, paired=True) < seeds_needed(0.05, 0.05)
     assert smallest_gain(0.05, 2) > smallest_gain(0.05, 3) > smallest_gain(0.05, 100) > 0
+
+
+def test_the_best_epoch_is_never_below_the_last_and_noise_alone_inflates_it():
+    assert best_epoch_inflation([[97.0, 99.0, 98.9], [98.0, 98.5, 98.6]]).difference == (
+        pytest.approx(0.05)
+    )
+    noise = np.random.default_rng(0).normal(99, 0.05, (200, 8))  # no epoch is better than another
+    found = best_epoch_inflation(noise)
+    assert found.difference == pytest.approx(0.05 * 1.4236, abs=0.01)  # mean maximum of 8 normals
+    assert found.decided
