@@ -130,7 +130,9 @@ def _add_settings(parser: argparse.ArgumentParser, leave_out: str = "") -> None:
     for f in fields(Config):
         if f.name != leave_out:
             settings.add_argument(
-                f"--{f.name.replace('_', '-')}", metavar=f.type.__name__, help=f.metadata["help"]
+                f"--{f.name.replace('_', '-')}",
+                metavar=f.type.__name__,
+                help=f.metadata["help"].replace("%", "%%"),
             )
 
 

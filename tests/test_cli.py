@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -343,3 +344,26 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 )  # fmt: skip
 def test_the_value_of_a_parameter_is_read(text, value):
     assert (_value(text), type(_value(text))) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "sweep", "bench", "audit", "evaluate", "predict", "notebooks", "report"],
+)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m mnistlib {command}")
+    assert "%%" not in said
+
+
+def test_the_commands_are_all_explained(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    listed = re.findall(r"^    (\w+) +\w", said, re.MULTILINE)
+    functions = {name.removeprefix("do_") for name in vars(cli) if name.startswith("do_")}
+    assert set(listed) == functions
+    assert len(functions) == 8
