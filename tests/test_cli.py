@@ -364,6 +364,10 @@ def test_the_commands_are_all_explained(capsys):
         main(["--help"])
     said = capsys.readouterr().out
     listed = re.findall(r"^    (\w+) +\w", said, re.MULTILINE)
-    functions = {name.removeprefix("do_") for name in vars(cli) if name.startswith("do_")}
+    functions = {
+        name.removeprefix("do_")
+        for name in vars(sys.modules["mnistlib.__main__"])
+        if name.startswith("do_")
+    }
     assert set(listed) == functions
     assert len(functions) == 8
