@@ -363,7 +363,7 @@ def test_the_commands_are_all_explained(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    listed = re.findall(r"^    (\w+) +\w", said, re.MULTILINE)
+    listed = re.findall(r"^ {4}(\w+)(?: +\w|\n {6,}\w)", said, re.MULTILINE)
     functions = {
         name.removeprefix("do_")
         for name in vars(sys.modules["mnistlib.__main__"])
