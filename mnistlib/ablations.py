@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from .config import RECIPES, Config
 
-SHORT = 5  # epochs of the paired comparisons; what matters there is confirmed at full length
+SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed at full length
 
 
 def ablations(epochs: int = SHORT) -> dict[str, Config]:
@@ -27,7 +27,7 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
         "no residual shortcuts": {"model": "reference-plain"},
         "no BatchNorm, rate 0.05": {"model": "reference-unnormalised", "max_lr": 0.05},
         "head: global average pooling": {"model": "reference-pooled"},
-        "head: depthwise, rate 0.12": {"model": "reference-depthwise", "max_lr": 0.12},
+        "head: depthwise": {"model": "reference-depthwise"},
         "GELU for ReLU": {"model": "reference-gelu"},
         "dropout 0.05": {"dropout": 0.05},
         "dropout 0.1": {"dropout": 0.1},
@@ -36,12 +36,13 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
         "no label smoothing": {"label_smoothing": 0.0},
         "no distortion": undistorted,
         "AdamW, rate 0.01": {"optimizer": "adamw", "max_lr": 0.01, "weight_decay": 0.01},
-        "Muon": {"optimizer": "muon"},
+        "Muon, rate 0.2": {"optimizer": "muon", "max_lr": 0.2},
         "constant rate": {"anneal": "constant"},
         "rate in steps": {"anneal": "step"},
         "cosine, cycled momentum": {"anneal": "cos", "cycle_momentum": True},
-        "batches of 64, rate 0.15": {"batch_size": 64, "max_lr": 0.15},
-        "batches of 256, rate 0.4": {"batch_size": 256, "max_lr": 0.4},
+        "batches of 64, rate 0.07": {"batch_size": 64, "max_lr": 0.07},
+        "batches of 256, rate 0.15": {"batch_size": 256, "max_lr": 0.15},
+        "rate 0.25": {"max_lr": 0.25},
         "rotation alone": alone("degrees"),
         "translation alone": alone("pixels"),
         "zoom alone": alone("scale"),
