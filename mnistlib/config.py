@@ -204,7 +204,7 @@ _STRONG = {"degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0}
 RECIPES: dict[str, Config] = {
     # The published protocol: 391 batches of 128, no augmentation, no averaging
     "reference": Config(epochs=20, max_lr=0.01, pct_start=0.2, dropout=0.05),
-    # The same network in three epochs. On a smaller data set it keeps its number of steps
+    # The same network in three epochs, on a smaller data set in as many steps
     "reference-fast": Config(
         epochs=3, epoch_images=50_000, batch_size=64, ema_decay=0.995,
         **_MILD, **_SGD | {"max_lr": 0.15},
@@ -217,8 +217,7 @@ RECIPES: dict[str, Config] = {
     "sprint": Config(
         model="early", epochs=6, epoch_images=10_000, focus=0.9, ema_decay=0.98, **_MILD, **_SGD
     ),
-    # The reference network as accurate as it was brought, trained on all 60,000 images. At the rate
-    # of `fast` some of its seeds go astray
+    # The reference network at its most accurate; at the rate of `fast` some of its seeds go astray
     "best": Config(
         epochs=80, epoch_images=15_000, focus=0.9, ema_decay=0.998, split="none",
         **_STRONG, **_SGD | {"max_lr": 0.1},
