@@ -96,17 +96,20 @@ def record(
     for e in epochs:
         e.update({k: round(v, 8) for k, v in e.items() if isinstance(v, float)})
     # the run itself comes last: what a kill leaves behind before it is made whole the next time
-    append(folder / "history.csv", EPOCH_COLUMNS, epochs, "config_hash")
+    append(folder / "history.csv", EPOCH_COLUMNS, epochs, ("config_hash", "seed", "epoch"))
     if test:
         wrong = " ".join(map(str, test.wrong))
         misread = {"config_hash": digest, "seed": run.config.seed, "n": test.n, "wrong": wrong}
-        append(folder / "misread.csv", MISREAD_COLUMNS, [misread], "config_hash")
-    append(folder / "runs.csv", COLUMNS, [row], "config_hash")
+        append(folder / "misread.csv", MISREAD_COLUMNS, [misread], ("config_hash", "seed"))
+    append(folder / "runs.csv", COLUMNS, [row], ("config_hash", "seed"))
     return row
 
 
 def append(
-    path: Path, columns: tuple[str, ...], rows: list[dict[str, object]], by: str | None = None
+    path: Path,
+    columns: tuple[str, ...],
+    rows: list[dict[str, object]],
+    by: tuple[str, ...] = (),
 ) -> None:
     """Append rows to a table, one process at a time; a line that a kill cut short is removed.
 
@@ -114,22 +117,21 @@ def append(
         path: of the table; made with its header if it is not there.
         columns: of the table.
         rows: what to append, in one write.
-        by: column that, with the seed, identifies a run: rows of runs that are there are left out.
+        by: columns that together identify a row: rows that are there are left out.
     """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"), path.open("a+b", buffering=0) as file:
-        known = finished(path, by) if by else set()
+        file.seek(0)
+        whole = _whole_lines(file.read())
+        file.truncate(len(whole.encode()))
+        known = {tuple(row[c] for c in by) for row in csv.DictReader(io.StringIO(whole))}
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
-        file.seek(0)
-        there = file.read()
-        whole = there.rfind(b"\n") + 1
-        file.truncate(whole)
         if not whole:
             writer.writeheader()
-        writer.writerows(r for r in rows if not by or (r[by], r["seed"]) not in known)
+        writer.writerows(r for r in rows if not by or tuple(str(r[c]) for c in by) not in known)
         file.write(text.getvalue().encode())
 
 
@@ -137,9 +139,13 @@ def finished(path: Path, by: str = "config_hash") -> set[tuple[str, int]]:
     """Return config hash (or what else identifies a run) and seed of every run in a table."""
     if not path.exists():
         return set()
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {(row[by], int(row["seed"])) for row in rows if row["seed"]}  # none: cut short
+    rows = csv.DictReader(io.StringIO(_whole_lines(path.read_bytes())))
+    return {(row[by], int(row["seed"])) for row in rows}
+
+
+def _whole_lines(raw: bytes) -> str:
+    """Return a table's text without a last line that has no end: its row was never finished."""
+    return raw[: raw.rfind(b"\n") + 1].decode()
 
 
 @cache

@@ -218,7 +218,7 @@ print(flush=True)
 sys.stdin.readline()
 for seed in range(100):
     rows = [{"run": "abc", "seed": seed, "text": sys.argv[2] * 3000}] * 2
-    append(Path(sys.argv[1]), ("run", "seed", "text"), rows, "run")
+    append(Path(sys.argv[1]), ("run", "seed", "text"), rows, ("run", "seed"))
 """
     path = tmp_path / "rows.csv"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -238,14 +238,23 @@ for seed in range(100):
         assert first == second  # both lines of a run come from one process
 
 
-def test_a_line_cut_short_by_a_kill_is_removed_before_the_next(tmp_path):
-    path = tmp_path / "rows.csv"
-    ledger.append(path, ("run", "seed"), [{"run": "a", "seed": 1}])
-    whole = path.read_bytes()
-    for cut in (b"b", b"b,", b"bbbbb,2", b'"b'):
-        path.write_bytes(whole + cut)
-        ledger.append(path, ("run", "seed"), [{"run": "b", "seed": 2}], "run")
-        assert path.read_bytes() == whole + b"b,2\n"
+@pytest.mark.parametrize("length", [1, 2, 5, 40, 100, -1])
+def test_a_row_cut_short_by_a_kill_is_no_row_and_is_written_whole_the_next_time(
+    run, tmp_path, length
+):
+    record(run, Evaluation(0.05, 97, 100, (3, 14, 15)), tmp_path)
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    assert len(whole) == 3
+    for name, content in whole.items():
+        lines = content.splitlines(keepends=True)
+        (tmp_path / name).write_bytes(b"".join(lines[:-1]) + lines[-1][:-1][:length])
+        assert len(ledger.finished(tmp_path / name)) == (name == "history.csv")
+        record(run, Evaluation(0.05, 97, 100, (3, 14, 15)), tmp_path)
+        again = (tmp_path / name).read_bytes()
+        assert again.splitlines()[:-1] == content.splitlines()[:-1]
+        assert len(again.splitlines()) == len(content.splitlines())
+        if name != "runs.csv":  # whose rows say when they were written
+            assert again == content
 
 
 def test_the_test_images_misread_are_kept_with_the_run(run, tmp_path):
