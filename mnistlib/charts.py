@@ -9,7 +9,10 @@ from .stats import Comparison, seeds_needed, smallest_gain
 
 
 def spread(
-    errors: Mapping[str, Sequence[float]], predicted: Mapping[str, float], title: str
+    errors: Mapping[str, Sequence[float]],
+    predicted: Mapping[str, float],
+    title: str,
+    gain: float = 0.05,
 ) -> None:
     """Draw final errors over seeds as histograms, and beside them the gain that n seeds can tell.
 
@@ -17,6 +20,7 @@ def spread(
         errors: by set of images, the final error in percent of each seed.
         predicted: by set of images, the standard deviation to be expected, points.
         title: the finding.
+        gain: whose price in seeds is marked, points.
     """
     n = max(len(values) for values in errors.values())
     subtitle = f"final error of n = {n} seeds, bell curves: the predicted spread"
@@ -35,12 +39,13 @@ def spread(
                           ha="right" if lowest else "left", va="bottom")  # fmt: skip
         left.set(xlabel="error (%)", ylabel="seeds")
         sizes = [2, 3, 4, 6, 8, 12, 17, 25, 35, 50, 70, 100]
-        sd = float(np.std(next(iter(errors.values())), ddof=1))
-        right.plot(sizes, [smallest_gain(sd, k) for k in sizes], color=VALIDATION, marker="o", ms=3)
-        enough = seeds_needed(0.05, sd)
-        right.plot([enough, enough, sizes[0]], [0.01, 0.05, 0.05], color=PUBLISHED, lw=0.8, ls=":")
-        right.annotate(f"0.05 points: {enough} seeds", (enough, 0.05), fontsize=8,
-                       xytext=(4, 6), textcoords="offset points", color=PUBLISHED)  # fmt: skip
+        for values, color in zip(errors.values(), (VALIDATION, TRAIN), strict=False):
+            sd = float(np.std(values, ddof=1))
+            right.plot(sizes, [smallest_gain(sd, k) for k in sizes], color=color, marker="o", ms=3)
+            enough = seeds_needed(gain, sd)
+            right.plot([enough, enough, 2], [0.01, gain, gain], color=PUBLISHED, lw=0.8, ls=":")
+            right.annotate(f"{enough}", (enough, 0.0165), color=color, fontsize=9, ha="left",
+                           xytext=(2, 0), textcoords="offset points")  # fmt: skip
         right.set(xscale="log", yscale="log", xlabel="seeds per arm",
                   ylabel="gain found 4 times of 5 (points)",
                   ylim=(0.015, 0.5))  # fmt: skip

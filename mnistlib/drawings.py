@@ -225,7 +225,7 @@ def race(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str)
         curves: by name the seconds and the errors; one of each is drawn as a point.
         title: the finding.
     """
-    with figure(title, "each line one training by its published recipe, points whole runs of ours",
+    with figure(title, "lines: published recipes, means over seeds; stars: whole runs of ours",
                 size=(7, 3.6)) as (_, (ax,)):  # fmt: skip
         for name, (seconds, errors) in curves.items():
             style = {"marker": "*", "ms": 13, "ls": ""} if len(seconds) == 1 else {"lw": 1.2}
