@@ -118,11 +118,12 @@ class _Conv(nn.Module):
     def __init__(self, c: int, out: int, kernel: int, stride: int, pool: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False)
-        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        self.pool = nn.MaxPool2d(2) if pool else None
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.pool(self.conv(x))))
+        x = self.conv(x)
+        return F.relu(self.bn(self.pool(x) if self.pool else x))
 
 
 class _Residual(nn.Module):
