@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checkpoint import versions
-from .config import Config, ConfigError, outputs_folder
+from .config import Config, ConfigError
 from .data import load_mnist
 from .evaluate import evaluate
 from .ledger import read_results
@@ -36,7 +36,7 @@ class Audit:
     def passed(self) -> bool:
         """Whether all figures are equal, or all accuracies within the tolerance."""
         points = [abs(a - b) for k, (a, b) in self.figures.items() if k.endswith("accuracy")]
-        return self.equal or max(points) <= self.tolerance
+        return self.equal or all(p <= self.tolerance for p in points)
 
     def __repr__(self) -> str:
         """Say what was compared and what came out."""
@@ -67,10 +67,14 @@ def audit(
         pick: seed of the choice; None: another one each time.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or no ledger.
     """
-    runs = read_results(folder=folder or outputs_folder() / "results")
+    try:
+        runs = read_results(folder=folder)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error}; name another with --ledger") from None
     runs = runs[(runs["source"] == "mnist") & (runs["device"] == "cpu")]
+    runs = runs[(runs["n_val"] > 0) | runs["n_test"].notna()]  # without any there is no accuracy
     runs = runs[runs["seconds"] <= 60 * minutes]
     if recipe:
         runs = runs[runs["recipe"] == recipe]
@@ -82,6 +86,8 @@ def audit(
     print(f"{name}: {row['seconds']:.0f} s when it was run at commit {row['commit']}", flush=True)
     digits = load_mnist("mnist")
     run = train(config, digits, eval_every=None, save=False)
+    if run.interrupted:
+        raise KeyboardInterrupt
     last, figures = run.history[-1], {"train_loss": round(run.history[-1]["train_loss"], 6)}
     error, n = 100 - row["val_accuracy"], row["n_val"]
     if run.n_val:

@@ -165,20 +165,20 @@ class LineNet(nn.Sequential):
         layers: list[nn.Module] = []
         c, size = 1, 28
         for word in words:
-            if m := re.fullmatch(r"c(\d{1,3})(?:k([357]))?(?:s([12]))?(p?)", word):
+            if m := re.fullmatch(r"c([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
                 out, kernel, stride = int(m[1]), int(m[2] or 3), int(m[3] or 1)
                 layers.append(_Conv(c, out, kernel, stride, bool(m[4])))
                 c, size = out, size // stride // (2 if m[4] else 1)
             elif m := re.fullmatch(r"r([1-4])", word):
                 layers.append(_Residual(c, int(m[1])))
-            elif m := re.fullmatch(r"x(\d{1,3})", word):
+            elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
                 layers.append(nn.Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
             elif word == "p":
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
             else:
                 raise ValueError(f"{word!r} is no layer; layers are like c16k5s2, r2, p, x16")
-        if head not in HEADS or size != 7 or c < 1:
+        if head not in HEADS or size != 7:
             raise ValueError(
                 f"{line!r} must end in a head ({', '.join(HEADS)}) on a 7x7 map; here it is "
                 f"{head!r} on {size}x{size}"

@@ -25,11 +25,10 @@ def find_writers(folder: Path | None) -> Path:
     Raises:
         OSError: it is nowhere and cannot be downloaded.
     """
-    for place in (folder, cache_folder()):
+    for place in filter(None, (folder, cache_folder())):
         for inner in ("", "MNIST/raw", "QMNIST/raw"):
             for ending in ("", ".gz"):
-                path = (place or Path()) / inner / (NAME + ending)
-                if place and path.is_file():
+                if (path := place / inner / (NAME + ending)).is_file():
                     return path
     download_writers(cache_folder())
     return find_writers(cache_folder())

@@ -74,3 +74,26 @@ def test_another_torch_is_said(ledger):
 def test_only_the_recipe_asked_for_is_chosen(ledger):
     with pytest.raises(ConfigError, match="no run of fast took"):
         AUDIT.audit(ledger, recipe="fast")
+
+
+def test_a_ledger_that_is_not_there_is_a_sentence(tmp_path, capsys):
+    assert main(["audit", "--ledger", str(tmp_path / "nowhere")]) == 1
+    assert "runs.csv is not there" in capsys.readouterr().err
+
+
+def test_a_run_without_any_accuracy_is_not_chosen(ledger):
+    falsify(ledger, "n_val", lambda values: 0)
+    falsify(ledger, "n_test", lambda values: None)
+    with pytest.raises(ConfigError, match="no run of any recipe"):
+        AUDIT.audit(ledger)
+
+
+def test_an_interrupted_audit_judges_nothing(ledger, monkeypatch):
+    def stopped(*args, **settings):
+        run = train(*args, **settings, verbose=False)
+        run.interrupted = True
+        return run
+
+    monkeypatch.setattr(AUDIT, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        AUDIT.audit(ledger)

@@ -82,6 +82,7 @@ def test_values_from_papermill_are_cast(name, given, kept):
         ("focus", 1.5, "from 0 to 1"),
         ("model", "resnet", "choose one of " + ", ".join(MODELS)),
         ("model", "c16k5s2 r1 full", "must end in a head (full, "),
+        ("model", "c0k5s2 p full", "'c0k5s2' is no layer"),
         ("model", "c16k5s2 q p full", "'q' is no layer"),
         ("model", "c16k5s2 r1 p r2", "here it is 'r2' on 7x7"),
         ("model", "full", "choose one of"),

@@ -178,6 +178,21 @@ def test_threads_do_not_mix_their_lines(run, tmp_path):
     assert len(rows_of(tmp_path / "history.csv")) == 2 * 17
 
 
+def run_at_once(script, path) -> None:
+    """Run a script in two processes, marked a and b, that begin together."""
+    command = [sys.executable, "-c", script, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]
+    for writer in writers:
+        writer.stdout.readline()  # it has imported everything
+    for writer in writers:  # both, before either is waited for
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+
+
 def test_processes_do_not_mix_their_lines(tmp_path):
     script = """
 import sys
@@ -191,17 +206,7 @@ for i in range(200):
 """
     path = tmp_path / "rows.csv"
     ledger.append(path, ("who", "what"), [])
-    command = [sys.executable, "-c", script, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]
-    for writer in writers:
-        writer.stdout.readline()  # it has imported everything
-    for writer in writers:  # both, before either is waited for
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate(timeout=60)
-        assert writer.returncode == 0
+    run_at_once(script, path)
     rows = rows_of(path)
     for mark in "ab":
         own = [row["what"] for row in rows if row["who"] == mark]
@@ -221,17 +226,7 @@ for seed in range(100):
     append(Path(sys.argv[1]), ("run", "seed", "text"), rows, ("run", "seed"))
 """
     path = tmp_path / "rows.csv"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", script, str(path)]
-    writers = [subprocess.Popen([*command, mark], **pipes) for mark in "ab"]
-    for writer in writers:
-        writer.stdout.readline()  # it has imported everything
-    for writer in writers:  # both, before either is waited for
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate(timeout=60)
-        assert writer.returncode == 0
+    run_at_once(script, path)
     rows = rows_of(path)
     assert sorted(int(row["seed"]) for row in rows) == sorted([*range(100), *range(100)])
     for first, second in zip(rows[::2], rows[1::2], strict=True):
