@@ -18,6 +18,7 @@ from .data import DatasetError, load_mnist
 from .evaluate import evaluate, predict, read_picture
 from .ledger import commit, record
 from .report import write_report
+from .resume import find_checkpoint
 from .state import pick_device
 from .sweep import sweep
 from .train import TrainingError, train
@@ -41,6 +42,7 @@ def do_train(args: argparse.Namespace) -> int:
     if args.resume:
         if args.recipe or any(v is not None for v in given.values()):
             raise ConfigError("--resume goes on with a run as it was set; give no settings with it")
+        args.resume = find_checkpoint(args.resume)
         config = Config(**load_checkpoint(args.resume)["config"])
     else:
         config = configure(args.recipe or "fast", **given)
@@ -65,7 +67,7 @@ def do_train(args: argparse.Namespace) -> int:
             print(f"Go on with: python -m mnistlib train --resume {run.checkpoint}")
         else:
             print("Interrupted before the first checkpoint: start again")
-        return 130
+        return 128 + run.signal
     test = None
     if args.test and digits.test_images is not None:
         test = evaluate(run.model, digits.test_images, digits.test_labels)

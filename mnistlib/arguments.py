@@ -16,18 +16,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="Digits come from the folder in MNISTLIB_DATA, else from the cache, else from a "
         "download, else from an embedded sample of 5,000; runs go to MNISTLIB_RUNS, else to "
         "outputs/runs. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command "
-        "line, 130 interrupted.",
+        "line, 130 interrupted by Ctrl-C, 143 by SIGTERM.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     p = commands.add_parser(
         "train",
         help="train a network and save its checkpoint",
-        description="Train a network, a table row per epoch. Ctrl-C ends it after the step it is "
-        "in, with a checkpoint that --resume takes up. Settings not given are the recipe's own.",
+        description="Train a network, a table row per epoch. Ctrl-C or SIGTERM ends it after the "
+        "step it is in, with a checkpoint that --resume takes up. Settings not given are the "
+        "recipe's own.",
     )
     _add_recipe(p)
-    p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set")
+    p.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run, as it was set; "
+                   "of a run's folder, with the latest that is whole")  # fmt: skip
     p.add_argument("--test", action="store_true", help="evaluate the final weights on the test set")
     p.add_argument("--folder", type=Path, help="where the checkpoint goes")
     p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the row")

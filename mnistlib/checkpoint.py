@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import tempfile
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -217,22 +216,3 @@ def published_checkpoint() -> Path:
     if not found:
         raise CheckpointError("no published checkpoint is here; name one yourself")
     return found[-1]
-
-
-def resumable_state(path: Path, config: Config, source: str) -> dict[str, Any]:
-    """Return the training state of a checkpoint, if it is one of this very run.
-
-    Raises:
-        CheckpointError: it is damaged, or of other settings or data.
-    """
-    content = load_checkpoint(path)
-    saved = Config(**content["config"])
-    if saved.hash(content["source"]) != config.hash(source):
-        wanted = asdict(config) | {"data source": source}
-        there = asdict(saved) | {"data source": content["source"]}
-        differ = [f"{k} {there[k]!r} there, {wanted[k]!r} here" for k in wanted]
-        differ = [d for d, k in zip(differ, wanted, strict=True) if there[k] != wanted[k]]
-        raise CheckpointError(
-            f"{path} is of another run ({'; '.join(differ)}); resume with the same settings"
-        )
-    return content["training"]

@@ -61,27 +61,31 @@ def settings(threads: int, seed: int) -> Iterator[None]:
 
 @contextmanager
 def collected_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C in a list instead of raising it, so that a run stops between two steps.
+    """Collect Ctrl-C and SIGTERM in a list, so that a run stops between two steps and saves.
 
-    A second Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread alone, so in
-    any other there is nothing to do; nor in a process that was started to ignore them.
+    A second one does what it usually does. Signals reach the main thread alone, so in any other
+    there is nothing to do; nor for a signal that the process was started to ignore.
     """
     caught: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or usual in (signal.SIG_IGN, None):
-        yield caught
-        return
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        usual = {k: v for k, v in known.items() if v not in (signal.SIG_IGN, None)}
+
+    def as_usual() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: object) -> None:
         caught.append(number)
-        signal.signal(signal.SIGINT, usual)
+        as_usual()
 
-    signal.signal(signal.SIGINT, note)
+    for number in usual:
+        signal.signal(number, note)
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, usual)
+        as_usual()
 
 
 def cores() -> int:
@@ -100,7 +104,7 @@ def workers(n: int) -> Iterator[ProcessPoolExecutor]:
         started = list((pool._processes or {}).values())  # public only from Python 3.14 on
         pool.shutdown(wait=False, cancel_futures=True)
         for process in started:
-            process.terminate()
+            process.kill()  # asked politely, a run would go on to save; it has its last epoch
         raise
     pool.shutdown()
 

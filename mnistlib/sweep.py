@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import CheckpointError, load_checkpoint
 from .config import Config, runs_folder
 from .data import Digits, load_mnist
 from .evaluate import Evaluation, evaluate
 from .ledger import commit, finished, record
 from .process import cores
 from .process import workers as start_workers
+from .resume import checkpoints
 from .train import Run, train
 
 
@@ -98,7 +98,10 @@ def _one(config: Config, data: str, test: bool, curves: bool) -> tuple[Run, Eval
     torch.set_num_threads(config.threads)  # for the evaluation too
     every = 0 if curves else None
     folder = _folder(config, digits.source)
-    run = train(config, digits, _latest(folder), folder=folder, eval_every=every, verbose=False)
+    resume = checkpoints(folder)[-1:]
+    run = train(
+        config, digits, folder if resume else None, folder=folder, eval_every=every, verbose=False
+    )
     seen = None
     if test and digits.test_images is not None:
         seen = evaluate(run.model, digits.test_images, digits.test_labels)
@@ -108,14 +111,3 @@ def _one(config: Config, data: str, test: bool, curves: bool) -> tuple[Run, Eval
 def _folder(config: Config, source: str) -> Path:
     """Return where a run keeps its checkpoint until its row is written."""
     return runs_folder() / "sweep" / config.run_name(source)
-
-
-def _latest(folder: Path) -> Path | None:
-    """Return the checkpoint to go on from, of those in a folder the one with the most steps."""
-    steps = {}
-    for path in folder.glob("mnist_model_*.pth"):
-        try:
-            steps[path] = load_checkpoint(path)["training"]["step"]
-        except CheckpointError as error:
-            print(f"not used: {error}", file=sys.stderr)
-    return max(steps, key=steps.get, default=None)

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augment import random_distortion
-from .checkpoint import resumable_state, save_checkpoint, versions
+from .checkpoint import save_checkpoint, versions
 from .config import Config, runs_folder
 from .data import Digits
 from .evaluate import evaluate
 from .optimizers import learning_rates, rate
 from .process import Table, collected_interrupts, settings
+from .resume import find_checkpoint, retire, take_up
 from .state import TrainingState, pick_device
 
 CHECK_EVERY = 50  # steps between looks at the loss on a CPU; elsewhere a look waits for the device
@@ -51,7 +52,13 @@ class Run:
     """type of the device: cpu, cuda, mps, xpu"""
     threads: int
     """CPU threads; results are bit-equal only at the same number"""
-    interrupted: bool = False
+    signal: int = 0
+    """number of the signal that interrupted it, SIGINT or SIGTERM; 0: it ran to its end"""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped before its end."""
+        return bool(self.signal)
 
     @property
     def parameters(self) -> int:
@@ -83,13 +90,14 @@ def train(
 ) -> Run:
     """Train the network of a Config and return the Run; a checkpoint is saved after every epoch.
 
-    Ctrl-C ends the run after the step it is in, with a checkpoint to resume from and a Run marked
-    interrupted. At a fixed thread count a resumed run ends with the bits of one never stopped.
+    Ctrl-C or SIGTERM ends the run after the step it is in, with a checkpoint and a Run marked
+    interrupted; a kill costs what came after the last epoch. At a fixed thread count a resumed run
+    ends with the bits of one never stopped.
 
     Args:
         config: what to train, and how.
         digits: the images; `config.split` says which of them validate.
-        resume: checkpoint of the same config and data source to continue from.
+        resume: checkpoint of the same config and data source, or a run's folder: the latest in it.
         folder: where checkpoints go; by default one of the run's own under `runs_folder()`.
         eval_every: also evaluate every so many steps, for `Run.curve`; 0: once an epoch; None:
             only at the end, with nan in the history of the epochs before.
@@ -104,12 +112,11 @@ def train(
     device = pick_device(config.device)
     folder = folder or runs_folder() / config.run_name(digits.source)
     train_ids, val_ids = digits.split(config.split)
-    checkpoint = Path(resume) if resume is not None else None
-    state = resumable_state(checkpoint, config, digits.source) if checkpoint else None
+    saved: list[Path] = []  # checkpoints of this run, the latest last
     with settings(config.threads, config.seed), collected_interrupts() as interrupted:
         t = TrainingState(config, device, len(train_ids))
-        if state:
-            t.restore(state)
+        if resume is not None:
+            saved = take_up(t, find_checkpoint(resume), digits.source)
         images, labels = digits.train_images.to(device), digits.train_labels.to(device)
         val = digits.train_images[val_ids], digits.train_labels[val_ids]
         kept = t.state()
@@ -141,8 +148,9 @@ def train(
                     table.row(t.history[-1])
                 now = t.state()
                 if save:  # `kept` and the checkpoint move together, also if a save is torn apart
-                    checkpoint = _save(now, t, digits, folder, checkpoint)
+                    saved.append(_save(now, t, digits, folder))
                 kept = now
+                retire(saved, folder, finished=t.step == t.total_steps)
         except KeyboardInterrupt:  # a second Ctrl-C: back to what the last checkpoint holds
             interrupted.append(signal.SIGINT)
             t.restore(kept)
@@ -159,10 +167,10 @@ def train(
         },
         seconds=t.seconds,
         n_val=len(val_ids),
-        checkpoint=checkpoint,
+        checkpoint=saved[-1] if saved else None,
         device=device.type,
         threads=threads,
-        interrupted=t.step < t.total_steps,
+        signal=interrupted[0] if t.step < t.total_steps else 0,
     )
 
 
@@ -220,10 +228,8 @@ def _epoch_row(t: TrainingState, val: tuple[Tensor, Tensor]) -> dict[str, float]
     }
 
 
-def _save(
-    kept: dict[str, Any], t: TrainingState, digits: Digits, folder: Path, previous: Path | None
-) -> Path:
-    """Save a checkpoint and remove the one it replaces; return its path."""
+def _save(kept: dict[str, Any], t: TrainingState, digits: Digits, folder: Path) -> Path:
+    """Save a checkpoint and return its path."""
     val_acc = t.history[-1]["val_acc"] if t.history else math.nan
     accuracy, kind = val_acc, "none" if math.isnan(val_acc) else "validation"
     if t.config.split == "none" and t.step == t.total_steps and digits.test_images is not None:
@@ -241,7 +247,4 @@ def _save(
         "training": kept,
         "versions": versions() | {"device": t.device.type, "threads": str(torch.get_num_threads())},
     }
-    path = save_checkpoint(content, folder)
-    if previous and previous != path and previous.parent == folder:
-        previous.unlink(missing_ok=True)
-    return path
+    return save_checkpoint(content, folder)

@@ -169,7 +169,7 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     assert main(["train", *QUICK, "--data", "mnist", "--seed", "5", "--test"]) == 0
     out, err = capsys.readouterr()
     assert (loads_tiny, err) == (["mnist"], "")
-    (checkpoint,) = runs_folder.rglob("*.pth")
+    checkpoint = sorted(runs_folder.rglob("*.pth"))[-1]
     content = load_checkpoint(checkpoint)
     config = Config(**content["config"])
     assert (config.seed, config.epochs, config.ema_decay) == (5, 2, 0.8)
@@ -254,7 +254,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
         m.setattr(LOOP, "random_distortion", distort)
         capsys.readouterr()
         assert main(["train", *QUICK]) == 130
-    (checkpoint,) = runs_folder.rglob("*.pth")
+    checkpoint = sorted(runs_folder.rglob("*.pth"))[-1]
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"Go on with: python -m mnistlib train --resume {checkpoint}"
     assert not (runs_folder / "runs.csv").exists()

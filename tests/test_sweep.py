@@ -174,7 +174,7 @@ def test_a_run_cut_off_goes_on_from_its_last_epoch_to_the_same_bits(
     dies.dead = False
     monkeypatch.setattr(LOOP, "_step", dies)
     assert sweep([three], tmp_path, executor=AtOnce()) == (0, 1)
-    assert len(list((runs_folder / "sweep").rglob("*.pth"))) == 1
+    assert len(list((runs_folder / "sweep").rglob("*.pth"))) == 2
     assert sweep([three], tmp_path, executor=AtOnce()) == (1, 0)
     assert len(steps) == 10 + 4  # not from the beginning
     whole = train(three, tiny_digits, save=False, verbose=False)
