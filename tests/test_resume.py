@@ -190,7 +190,7 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_training_state_is_refused(cut_off, config, tiny_digits, name):
     path = forged(cut_off, FORGERIES[name])
-    with pytest.raises(CheckpointError, match="use another checkpoint|train again") as error:
+    with pytest.raises(CheckpointError, match=r"use another checkpoint|train again") as error:
         train(config, tiny_digits, path)
     assert str(path) in str(error.value)
 
