@@ -20,6 +20,7 @@ from .ledger import commit, record
 from .report import write_report
 from .resume import find_checkpoint
 from .state import pick_device
+from .summary import describe, summarise
 from .sweep import sweep
 from .train import TrainingError, train
 
@@ -121,8 +122,6 @@ def do_audit(args: argparse.Namespace) -> int:
 
 
 def do_evaluate(args: argparse.Namespace) -> int:
-    from .headless import describe
-
     path = args.checkpoint or published_checkpoint()
     load_checkpoint(path)  # a bad file is refused before digits are looked for
     for name, text in describe(path, load_mnist(args.data)):
@@ -157,11 +156,14 @@ def do_notebooks(args: argparse.Namespace) -> int:
             return 0
         digits = load_mnist()
         folder = headless.run_notebooks(notebooks, parameters, args.folder)
+    except headless.Stopped as stopped:
+        print(f"{stopped}; checkpoints are in the folder of the run", file=sys.stderr)
+        return 128 + stopped.number
     except papermill.PapermillExecutionError as error:
         print(f"error: cell {error.exec_count} failed: {error.ename}: {error.evalue}",
               file=sys.stderr)  # fmt: skip
         return 1
-    print("\n" + headless.summarise(folder, digits, began))
+    print("\n" + summarise(folder, digits, began))
     return 0
 
 

@@ -99,7 +99,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "notebooks",
         help="execute notebooks headless with papermill",
         description="Execute notebooks headless into a folder of their own under outputs/runs, "
-        "with checkpoint and figures, and summarise the result.",
+        "with checkpoint and figures, and summarise the result. A file complete.json there says "
+        "that all of it is whole. Ctrl-C and SIGTERM end it after the cell at work, a training "
+        "with a checkpoint. Exit code 1 if a cell fails.",
     )
     p.add_argument("names", nargs="*", metavar="NAME", help="e.g. 03 (default: all)")
     p.add_argument(
@@ -111,7 +113,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=("NAME", "VALUE"),
         help="set a notebook parameter, e.g. -p seed 1",
     )
-    p.add_argument("--folder", type=Path, help="where everything goes")
+    p.add_argument("--folder", type=Path, help="below the folder of runs (default: the time)")
     p.add_argument("--in-place", action="store_true", help="renew the committed notebooks")
 
     p = commands.add_parser("report", help="write the ledger's figures into README.md")

@@ -1,9 +1,11 @@
 """Runs notebooks without a screen: parameters checked first, papermill, figures taken out."""
 
+import ast
 import base64
+import json
 import os
+import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,10 +15,19 @@ from typing import Any
 
 import nbformat
 
-from .checkpoint import load_checkpoint, load_model
 from .config import Config, ConfigError, configure, outputs_folder, runs_folder
-from .data import Digits, load_mnist
-from .evaluate import evaluate
+from .data import load_mnist
+from .process import collected_interrupts
+
+MARKER = "complete.json"
+
+
+class Stopped(Exception):
+    """Notebooks that a signal ended: `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
@@ -42,7 +53,8 @@ def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -
     """Refuse unknown or impossible parameters before a kernel starts; papermill only warns.
 
     Raises:
-        ConfigError: no notebook has a parameter of that name, or `Config` refuses its value.
+        ConfigError: no notebook has a parameter of that name, `Config` refuses its value, or it is
+            of another type than the notebook's own value.
     """
     import papermill
 
@@ -55,6 +67,18 @@ def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -
             raise ConfigError(f"no notebook has a parameter {name!r}; there are {there}")
     settings = {f.name for f in fields(Config)} | {"recipe"}
     configure(**{k: v for k, v in parameters.items() if k in settings and v is not None})
+    for name in parameters.keys() - settings:
+        try:
+            own = type(ast.literal_eval(known[name]["default"]))
+        except ValueError:
+            continue  # an expression: the cell itself will say what it takes
+        fits = {int: (int,), float: (int, float), bool: (bool,)}.get(own)
+        value = parameters[name]
+        if fits and (not isinstance(value, fits) or (own is not bool and isinstance(value, bool))):
+            raise ConfigError(
+                f"{name} is {value!r}, but the notebook has {known[name]['default']} there: give "
+                f"a value of type {own.__name__}"
+            )
 
 
 def run_notebooks(
@@ -62,16 +86,58 @@ def run_notebooks(
 ) -> Path:
     """Execute notebooks into a folder, with their checkpoints and figures; return the folder.
 
+    A notebook gets its name there when it has ended, and `complete.json` is written last: what is
+    there is whole. Ctrl-C and SIGTERM are passed on to the kernel, so that a training in it saves
+    its checkpoint, and end the execution after the cell.
+
+    Args:
+        notebooks: paths.
+        parameters: values for the cells tagged `parameters`, by name.
+        folder: below `runs_folder()`; by default one named by the time.
+
     Raises:
-        ConfigError: a parameter is unknown or cannot be.
+        ConfigError: a parameter is unknown or cannot be, the folder lies elsewhere or another
+            process is at work in it.
+        Stopped: a signal ended it.
         papermill.PapermillExecutionError: a cell failed; its notebook is in the folder.
     """
+    from filelock import FileLock, Timeout
+
     check_parameters(notebooks, parameters)
-    folder = folder or runs_folder() / f"{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _runs_in(folder):
-        _execute(notebooks, parameters, folder)
+    top = runs_folder().resolve()
+    folder = top / (folder or f"{datetime.now():%Y%m%d_%H%M%S}")
+    if not folder.resolve().is_relative_to(top) or folder.resolve() == top:
+        raise ConfigError(
+            f"the folder {folder} is not below {top}, where runs go; name one there, or set "
+            "MNISTLIB_RUNS"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".notebooks.lock", timeout=0), _runs_in(folder):
+            for left in (folder / MARKER, *folder.glob(".running-*.ipynb")):
+                left.unlink(missing_ok=True)
+            for number, path in enumerate(notebooks, 1):
+                print(f"[{number}/{len(notebooks)}] {path.name}", file=sys.stderr, flush=True)
+                _execute(path, parameters, folder)
+            done = {"notebooks": [p.name for p in notebooks], "parameters": dict(parameters)}
+            with _written(folder / MARKER) as part:
+                part.write_text(json.dumps(done) + "\n", encoding="utf-8")
+    except Timeout:
+        raise ConfigError(f"another process is at work in {folder}; name another folder") from None
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to ({error.strerror})") from None
     return folder
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Give a file to write that becomes `path` at the end, whole, whatever ends the writing."""
+    part = path.with_name(f".running-{path.name}")
+    try:
+        yield part
+    finally:
+        if part.exists():
+            os.replace(part, path)  # noqa: PTH105 - the atomic one on every platform
 
 
 @contextmanager
@@ -87,22 +153,42 @@ def _runs_in(folder: Path) -> Iterator[None]:
             os.environ["MNISTLIB_RUNS"] = usual
 
 
-def _execute(notebooks: Sequence[Path], parameters: Mapping[str, Any], folder: Path) -> None:
+def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> None:
+    """Execute one notebook in a kernel that hears of Ctrl-C and SIGTERM."""
     import papermill
+    from jupyter_client.manager import KernelManager
 
-    for number, path in enumerate(notebooks, 1):
-        print(f"[{number}/{len(notebooks)}] {path.name}", file=sys.stderr, flush=True)
-        own = papermill.inspect_notebook(str(path))
-        papermill.execute_notebook(
-            str(path),
-            str(folder / path.name),
-            {k: v for k, v in parameters.items() if k in own},
-            cwd=str(path.parent),
-            kernel_name="python3",
-            extra_arguments=["--log-level=ERROR"],
-            progress_bar={"bar_format": "  {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"},
-        )
-        extract_figures(folder / path.name, folder / "figures")
+    own = papermill.inspect_notebook(str(notebook))
+    kernel = KernelManager(kernel_name="python3")
+
+    def pass_on(number: int) -> None:
+        if kernel.has_kernel:  # in a session of its own, which no terminal's Ctrl-C reaches
+            os.kill(kernel.provisioner.pid, signal.SIGINT)
+
+    def stop(**_: object) -> None:
+        if caught:
+            raise Stopped(caught[0])
+
+    with collected_interrupts(pass_on) as caught, _written(folder / notebook.name) as part:
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(part),
+                {k: v for k, v in parameters.items() if k in own},
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+                km=kernel,
+                on_cell_executed=stop,
+                extra_arguments=["--log-level=ERROR"],
+                progress_bar={"bar_format": "  {n_fmt}/{total_fmt} cells |{bar:30}| {elapsed}"},
+            )
+        except papermill.PapermillExecutionError:
+            stop()  # an interrupted cell is no fault of its own
+            raise
+        finally:
+            if kernel.has_kernel:
+                kernel.shutdown_kernel(now=bool(caught))
+    extract_figures(folder / notebook.name, folder / "figures")
 
 
 def extract_figures(notebook: Path, folder: Path) -> list[Path]:
@@ -143,42 +229,3 @@ def execute_in_place(notebooks: Sequence[Path]) -> None:
         clean_notebook(folder / path.name)
         os.replace(folder / path.name, path)  # noqa: PTH105 - the atomic one on every platform
         extract_figures(path, outputs_folder() / "figures")
-
-
-def summarise(folder: Path, digits: Digits, began: float) -> str:
-    """Say what a folder of executed notebooks holds: the trained networks and where all is."""
-    lines = []
-    if digits.source == "sample":
-        lines += ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
-    for path in sorted(folder.rglob("mnist_model_*.pth")):
-        lines += [f"{name:12}{text}" for name, text in describe(path, digits)]
-        lines.append(f"{'checkpoint':12}{path}")
-    figures = list((folder / "figures").glob("*.png"))
-    lines.append(f"{'figures':12}{folder / 'figures'} ({len(figures)} pictures)")
-    lines += [f"{'notebook':12}{path}" for path in sorted(folder.glob("*.ipynb"))]
-    lines.append(f"{'all in':12}{time.time() - began:.0f} s")
-    return "\n".join(lines)
-
-
-def describe(checkpoint: Path, digits: Digits) -> list[tuple[str, str]]:
-    """Evaluate a checkpoint on the validation images of its split and on the test set."""
-    content = load_checkpoint(checkpoint)
-    model, config = load_model(checkpoint), Config(**content["config"])
-    n = sum(p.numel() for p in model.parameters())
-    seconds = content["training"]["seconds"]
-    rows = [
-        ("data", repr(digits)),
-        ("network", f"{config.model}, {n:,} parameters"),
-        ("training", f"{config.recipe}, seed {config.seed}, {len(content['history'])} of "
-         f"{config.epochs} epochs in {seconds:.0f} s on {content['versions'].get('device')}"),
-    ]  # fmt: skip
-    if content["source"] != digits.source:
-        rows.append(("note", f"trained on the source {content['source']!r}, so validation is out"))
-    elif len(ids := digits.split(config.split)[1]):
-        seen = evaluate(model, digits.train_images[ids], digits.train_labels[ids])
-        rows.append(("validation", repr(seen)))
-    if digits.test_images is not None:
-        rows.append(("test", repr(evaluate(model, digits.test_images, digits.test_labels))))
-    else:
-        rows.append(("test", "none: the embedded sample has no test set"))
-    return rows

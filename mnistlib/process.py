@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -60,11 +60,16 @@ def settings(threads: int, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def collected_interrupts() -> Iterator[list[int]]:
+def collected_interrupts(
+    act: Callable[[int], object] = lambda number: None,
+) -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in a list, so that a run stops between two steps and saves.
 
     A second one does what it usually does. Signals reach the main thread alone, so in any other
     there is nothing to do; nor for a signal that the process was started to ignore.
+
+    Args:
+        act: is called with the signal's number.
     """
     caught: list[int] = []
     usual = {}
@@ -79,6 +84,7 @@ def collected_interrupts() -> Iterator[list[int]]:
     def note(number: int, frame: object) -> None:
         caught.append(number)
         as_usual()
+        act(number)
 
     for number in usual:
         signal.signal(number, note)

@@ -159,7 +159,7 @@ def test_a_run_of_the_reference_recipe_fits_into_400_kb(tiny_digits, folder, ema
     t.correct.random_(128)
     row = dict.fromkeys(["train_loss", "val_loss", "train_acc", "val_acc", "lr", "seconds"], 0.1)
     t.history = [{"epoch": epoch, **row} for epoch in range(1, 21)]
-    path = sys.modules["mnistlib.train"]._save(t.state(), t, tiny_digits, folder, None)
+    path = sys.modules["mnistlib.train"]._save(t.state(), t, tiny_digits, folder)
     assert t.total_steps == 7_820
     assert len(load_checkpoint(path)["training"]["loss"]) == 7_820
     assert path.stat().st_size < 400_000
