@@ -27,6 +27,11 @@ COLUMNS = (
     "checkpoint_bytes", "device", "threads", "torch", "python", "platform", "commit", "finished",
     "config",
 )  # fmt: skip
+# columns that may differ where the same run was made by another process, machine or engine
+OF_THE_HOST = (
+    "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
+    "finished",
+)  # fmt: skip
 MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
 EPOCH_COLUMNS = (
     "config_hash", "seed", "epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr",
@@ -170,6 +175,14 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; the ledger is part of the repository")
     return pd.read_csv(path, dtype={"config_hash": str, "commit": str})
+
+
+def comparable(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table sorted and without columns of time and host: equal whoever made the runs."""
+    table = read_results(name, folder)
+    by = [c for c in ("config_hash", "seed", "epoch") if c in table]
+    table = table.drop(columns=[c for c in OF_THE_HOST if c in table])
+    return table.sort_values(by, ignore_index=True)
 
 
 def runs_of(config: Config, folder: Path | None = None) -> "pd.DataFrame":

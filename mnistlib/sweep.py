@@ -2,10 +2,12 @@
 
 import shutil
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import Executor, as_completed
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -22,6 +24,10 @@ from .process import workers as start_workers
 from .resume import checkpoints
 from .train import Run, train
 
+TRIES = 4  # pools that a run may be in when one of their workers is killed
+# Random numbers and threads are a process's, so the threads of an engine's worker take turns
+ONE_AT_A_TIME = threading.Lock()
+
 
 def sweep(
     configs: Sequence[Config],
@@ -37,8 +43,8 @@ def sweep(
 
     A row is written as soon as its run ends, by this process alone. Whatever stops the sweep, the
     same call again does the rest: runs that were in flight go on from the checkpoint of their last
-    epoch, to the same bits. Two cores train more images a second as two runs of one thread than as
-    one run of two threads (notebook 08).
+    epoch, to the same bits; those of a killed worker do so by themselves, in a new one. Two cores
+    train more images a second as two runs of one thread than as one run of two (notebook 08).
 
     Args:
         configs: the runs; each gets one thread unless its `threads` says otherwise.
@@ -47,7 +53,8 @@ def sweep(
         test: evaluate the final weights of each run on the test set.
         curves: evaluate the validation images after every epoch, not only after the last.
         workers: processes; 0: one per core.
-        executor: any `concurrent.futures` executor to use instead of processes made here.
+        executor: any `concurrent.futures` executor to use instead of processes made here, as of
+            Dask or submitit. Its workers see the same files, and it replaces them itself.
     """
     commit()  # what runs now; files may change before the last run ends
     source = _digits(data).source
@@ -58,33 +65,62 @@ def sweep(
         if key not in known:
             todo.setdefault(key, replace(config, threads=config.threads or 1))
     print(f"{len(configs)} runs, {len(configs) - len(todo)} of them in the ledger", flush=True)
-    if not todo:
-        return 0, 0
-    done, failed, began = 0, 0, time.perf_counter()
-    processes = min(workers or cores(), len(todo))
-    with nullcontext(executor) if executor else start_workers(processes) as pool:
-        jobs = {pool.submit(_one, config, data, test, curves): config for config in todo.values()}
-        try:
-            for job in as_completed(jobs):
-                config = jobs[job]
-                try:
-                    run, seen = job.result()
-                except Exception as error:  # of any kind: the other runs go on
-                    failed += 1
-                    print(f"FAILED: {config.recipe} seed {config.seed}: {error}", file=sys.stderr)
-                    continue
-                record(run, seen, ledger)
-                shutil.rmtree(_folder(config, source), ignore_errors=True)
-                done += 1
-                ended = done + failed
-                left = (time.perf_counter() - began) / ended * (len(jobs) - ended)
-                lost = f"{failed} failed, " if failed else ""
-                print(f"{ended} of {len(jobs)}, {lost}{left / 60:.0f} min left: {config.recipe} "
-                      f"seed {config.seed}: {run}", flush=True)  # fmt: skip
-        except KeyboardInterrupt:
-            print(f"interrupted after {done} of {len(jobs)} runs; the same command goes on")
-            raise
+    total, done, failed, began = len(todo), 0, 0, time.perf_counter()
+    left, tries = list(todo.values()), Counter[Config]()
+    try:
+        while left:
+            processes = min(workers or cores(), len(left))
+            lost = []
+            with nullcontext(executor) if executor else start_workers(processes) as pool:
+                for config, job in _ended(pool, left, data, test, curves):
+                    try:
+                        run, seen = job.result()
+                    except BrokenExecutor:  # a worker was killed, which ends all that are there
+                        lost.append(config)
+                        continue
+                    except Exception as error:  # of any kind: the other runs go on
+                        failed += 1
+                        _say_failed(config, error)
+                        continue
+                    record(run, seen, ledger)
+                    shutil.rmtree(_folder(config, source), ignore_errors=True)
+                    done += 1
+                    ended = done + failed
+                    rest = (time.perf_counter() - began) / ended * (total - ended)
+                    fails = f"{failed} failed, " if failed else ""
+                    print(f"{ended} of {total}, {fails}{rest / 60:.0f} min left: {config.recipe} "
+                          f"seed {config.seed}: {run}", flush=True)  # fmt: skip
+            tries.update(lost)
+            left = [c for c in lost if tries[c] < TRIES and not executor]
+            if left:
+                print(f"a worker was killed: {len(left)} runs go on in new ones", file=sys.stderr)
+            for config in [c for c in lost if c not in left]:
+                failed += 1
+                _say_failed(config, "its worker was killed, or another one of the same engine")
+    except KeyboardInterrupt:
+        print(f"interrupted after {done} of {total} runs; the same command goes on")
+        raise
     return done, failed
+
+
+def _ended(
+    pool: Executor, configs: Sequence[Config], data: str, test: bool, curves: bool
+) -> Iterator[tuple[Config, Future]]:
+    """Submit the runs and give each as it ends, or as its pool breaks."""
+    jobs: dict[Future, Config] = {}
+    for config in configs:
+        try:
+            job = pool.submit(_one, config, data, test, curves)
+        except BrokenExecutor as error:
+            job = Future()
+            job.set_exception(error)
+        jobs[job] = config
+    for job in as_completed(jobs):
+        yield jobs[job], job
+
+
+def _say_failed(config: Config, why: object) -> None:
+    print(f"FAILED: {config.recipe} seed {config.seed}: {why}", file=sys.stderr)
 
 
 _digits = cache(load_mnist)
@@ -95,16 +131,15 @@ def _one(config: Config, data: str, test: bool, curves: bool) -> tuple[Run, Eval
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parent has said already what the digits are
         digits: Digits = _digits(data)
-    torch.set_num_threads(config.threads)  # for the evaluation too
-    every = 0 if curves else None
-    folder = _folder(config, digits.source)
-    resume = checkpoints(folder)[-1:]
-    run = train(
-        config, digits, folder if resume else None, folder=folder, eval_every=every, verbose=False
-    )
-    seen = None
-    if test and digits.test_images is not None:
-        seen = evaluate(run.model, digits.test_images, digits.test_labels)
+    with ONE_AT_A_TIME:
+        torch.set_num_threads(config.threads)  # for the evaluation too
+        folder = _folder(config, digits.source)
+        resume = folder if checkpoints(folder) else None
+        every = 0 if curves else None
+        run = train(config, digits, resume, folder=folder, eval_every=every, verbose=False)
+        seen = None
+        if test and digits.test_images is not None:
+            seen = evaluate(run.model, digits.test_images, digits.test_labels)
     return replace(run, checkpoint=None), seen  # which lies on the worker's machine
 
 
