@@ -10,25 +10,44 @@ import os
 import pickle
 import random
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from faults import note, tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from mnistlib import CheckpointError, Config, DatasetError, load_checkpoint, save_checkpoint, train
+from mnistlib import (
+    CheckpointError,
+    Config,
+    DatasetError,
+    load_checkpoint,
+    read_results,
+    save_checkpoint,
+    sweep,
+    train,
+)
 from mnistlib.checkpoint import KEYS, MARK, TRAILER, TRAINING, load_model
 from mnistlib.data import FILES, check_hash, parse_idx, read_file
+from mnistlib.headless import run_notebooks
+from mnistlib.ledger import comparable, finished
+from mnistlib.process import workers
 from mnistlib.resume import checkpoints
 
 CONFIG = Config(
@@ -491,3 +510,119 @@ def test_an_archive_that_unpacks_to_ten_times_what_is_expected_takes_no_more_mem
         assert tracemalloc.get_traced_memory()[1] < 2 * limit
     finally:
         tracemalloc.stop()
+
+
+# Sweeps
+
+
+def tiny(n: int) -> list[Config]:
+    """Return `n` different runs of two short epochs on the sample."""
+    base = replace(CONFIG, epoch_images=100, focus=0.5)
+    return [replace(base, seed=i, dropout=0.1 * (i % 2), pixels=float(i % 3)) for i in range(n)]
+
+
+def workers_of(pool) -> list[int]:
+    if pool is None:
+        return [p.pid for p in multiprocessing.active_children()]
+    return list(pool._client.run(os.getpid).values())
+
+
+@contextmanager
+def kills(folder: Path, pool, after: list[int]):
+    """Kill one worker when the ledger has so many rows, for each number; give the kills done."""
+    done, over = [], threading.Event()
+
+    def watch() -> None:
+        for rows in after:
+            while len(finished(folder / "runs.csv")) < rows:
+                if over.wait(0.02):
+                    return
+            if pids := workers_of(pool):
+                os.kill(random.Random(rows).choice(pids), signal.SIGKILL)
+                done.append(rows)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def dask():
+    """Return an executor of Dask's over two worker processes of one thread."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client.get_executor()
+
+
+def test_tables_are_equal_over_the_engines_though_workers_are_killed(tmp_path, dask):
+    n = tries(8, 64)
+    configs, after = tiny(n), [2, n // 2][: tries(1, 2)]
+    for name, pool in {"processes": None, "dask": dask}.items():
+        with kills(tmp_path / name, pool, after) as done:
+            assert sweep(configs, tmp_path / name, data="sample", executor=pool) == (n, 0)
+        assert done == after, f"{name}: too quick to be killed"
+    with ThreadPoolExecutor(1) as one:  # the third engine, of which nothing is killed
+        assert sweep(configs, tmp_path / "thread", data="sample", executor=one) == (n, 0)
+    wrong = 0
+    for name in ("processes", "dask"):
+        seeds = sorted(read_results(folder=tmp_path / name)["seed"])
+        equal = all(
+            comparable(table, tmp_path / name).equals(comparable(table, tmp_path / "thread"))
+            for table in ("runs", "history")
+        )
+        wrong += seeds != list(range(n)) or not equal
+        note(f"a sweep of {n} runs with {len(after)} workers killed", name, n, wrong)
+    assert wrong == 0
+
+
+def test_a_run_that_kills_every_worker_is_given_up_and_the_others_end(tmp_path, capsys):
+    """Such as one that asks for more memory than there is."""
+    configs = tiny(3)
+    over = threading.Event()
+
+    def kill_all() -> None:
+        while not over.wait(0.05):
+            for pid in workers_of(None):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_all)
+    thread.start()
+    try:
+        assert sweep(configs, tmp_path, data="sample") == (0, 3)
+    finally:
+        over.set()
+        thread.join()
+    said = capsys.readouterr().err
+    assert said.count("a worker was killed: 3 runs go on in new ones") == 3
+    assert said.count("its worker was killed") == 3
+    assert sweep(configs, tmp_path, data="sample") == (3, 0)
+
+
+def test_notebooks_with_parameters_sweep_over_an_executor(tmp_path, runs_folder):
+    notebook = tmp_path / "01_sum.ipynb"
+    cells = [
+        new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+        new_code_cell("seed + 1"),
+    ]
+    metadata = {"kernelspec": {"display_name": "", "language": "python", "name": "python3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), notebook)
+    with workers(2) as pool:
+        jobs = [
+            pool.submit(run_notebooks, [notebook], {"seed": seed}, f"seed{seed}")
+            for seed in range(3)
+        ]
+        folders = [job.result() for job in jobs]
+    assert folders == [runs_folder / f"seed{seed}" for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        executed = nbformat.read(folder / notebook.name, as_version=4)
+        assert executed.cells[-1].outputs[0].data["text/plain"] == str(seed + 1)
+        assert (folder / "complete.json").exists()
