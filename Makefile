@@ -9,13 +9,16 @@ READY  := $(VENV)/.ready
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint unit nbval lab notebooks lock clean help
+.PHONY: run test stress lint unit nbval lab notebooks lock clean help
 
 run: $(READY)            ## execute the notebooks headless and summarise what came out
 	@$(BIN)/python -m mnistlib notebooks
 
 test: lint unit nbval    ## lint, unit tests, every notebook compared with its committed output
 	@echo "make test: all green"
+
+stress: $(READY)         ## try the faults at length and write outputs/results/faults.csv (about 20 minutes)
+	@MNISTLIB_STRESS=1 $(BIN)/python -m pytest tests/test_faults.py
 
 lint: $(READY)
 	@$(BIN)/ruff check --no-cache .

@@ -69,7 +69,7 @@ def test_the_lowest_rooms_import_nothing_else_of_the_package(name):
 
 
 def test_training_knows_neither_plots_nor_ledger_nor_notebooks():
-    for name in ("train", "state", "checkpoint", "evaluate", "data", "config"):
+    for name in ("train", "state", "checkpoint", "resume", "evaluate", "data", "config"):
         upper = {
             "plots",
             "drawings",
@@ -84,6 +84,7 @@ def test_training_knows_neither_plots_nor_ledger_nor_notebooks():
             "audit",
             "ablations",
             "charts",
+            "summary",
             "__main__",
         }
         assert not imports_of_package(ROOT / "mnistlib" / f"{name}.py") & upper
@@ -94,9 +95,19 @@ def test_no_file_of_the_package_is_longer_than_250_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
 
 
-@each_file
-def test_nothing_is_unpickled_or_executed_from_a_file(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def code_cells():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        yield pytest.param("\n".join(source), id=path.name)
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(p.read_text(encoding="utf-8"), id=p.name) for p in PACKAGE]
+    + list(code_cells()),
+)  # fmt: skip
+def test_nothing_is_unpickled_or_executed_from_a_file(source):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
             assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & set(names)
@@ -206,6 +217,25 @@ def test_github_actions_may_only_read_and_are_pinned_by_commit():
         used = re.findall(r"uses: (\S+)", text)
         assert used
         assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used)
+
+
+def test_no_committed_output_of_a_notebook_is_active():
+    """Only text, plain tables and PNG: nothing that a viewer would run or fetch."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                data = output.get("data", {})
+                assert set(data) <= {"text/plain", "text/html", "image/png"}, path.name
+                html = "".join(data.get("text/html", ""))
+                found = re.search(r"(?i)<script|<iframe|<object|javascript:|\son\w+=|src=", html)
+                assert not found, f"{found and found[0]} in {path.name}"
+
+
+def test_the_lock_has_no_release_with_a_known_remote_hole():
+    lock = (ROOT / "requirements.lock").read_text()
+    for name, least in {"jupyter-server": (2, 20), "torch": (2, 10)}.items():
+        for version in re.findall(rf"^{name}==([\d.]+)", lock, re.MULTILINE):
+            assert tuple(map(int, version.split(".")[:2])) >= least
 
 
 def test_no_tracked_file_names_a_path_of_one_machine():
