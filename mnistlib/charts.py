@@ -1,4 +1,4 @@
-"""Figures of many runs: the spread over seeds, what a number of seeds can tell, forest plots."""
+"""Figures that compare runs: spread over seeds, gains that seeds tell, forests, two runs as one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure
 from .stats import Comparison, seeds_needed, smallest_gain
+from .train import Run
 
 
 def spread(
@@ -82,3 +83,31 @@ def forest(changes: Mapping[str, Comparison], title: str, subtitle: str, label: 
         low, high = min(c.low for c in changes.values()), max(c.high for c in changes.values())
         ax.set(xlabel=label, xlim=(1.2 * low - 0.02, 1.2 * high + 0.02))
         ax.grid(axis="y", visible=False)
+
+
+def twice(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> None:
+    """Draw a run that was resumed on top of one that never stopped, and their difference below.
+
+    Args:
+        whole: the uninterrupted run.
+        resumed: the other one, its curve as long.
+        step: the one after which it was resumed.
+        title: the finding.
+        subtitle: what the runs are.
+    """
+    difference = np.subtract(resumed.curve["loss"], whole.curve["loss"])
+    steps = np.arange(1, len(difference) + 1)
+    panels = {"nrows": 2, "sharex": True, "height_ratios": (3, 1)}
+    with figure(title, subtitle, size=(7, 4.2), **panels) as (_, (top, bottom)):
+        top.plot(steps, whole.curve["loss"], color=PUBLISHED, lw=4, alpha=0.35)
+        top.plot(steps, resumed.curve["loss"], color=TRAIN, lw=0.8)
+        top.set(yscale="log", ylabel="training loss (nats)")
+        for ax in (top, bottom):
+            ax.axvline(step, color="black", lw=0.8, ls=":")
+        top.annotate("killed and resumed", (step, 0.93), xycoords=("data", "axes fraction"),
+                     xytext=(4, 0), textcoords="offset points", fontsize=8)  # fmt: skip
+        for text, color, y in (("never stopped", PUBLISHED, 0.78), ("killed", TRAIN, 0.66)):
+            top.annotate(text, (0.99, y), xycoords="axes fraction", color=color, ha="right")
+        bottom.plot(steps, difference, color=VALIDATION)
+        reach = float(np.abs(difference).max()) or 1e-9
+        bottom.set(ylabel="difference", xlabel="step", ylim=(-1.5 * reach, 1.5 * reach))

@@ -1,5 +1,6 @@
 """Faults on purpose: short in `make test`, long and written down by `make stress`."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -9,10 +10,12 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -50,6 +53,7 @@ from mnistlib.ledger import comparable, finished
 from mnistlib.process import workers
 from mnistlib.resume import checkpoints
 
+NAME = re.compile(r"mnist_model_\d{8}_\d{6}_acc(\d+\.\d\d|NA)\.pth")
 CONFIG = Config(
     epochs=2, epoch_images=175, batch_size=25, max_lr=0.02, degrees=5, ema_decay=0.9, seed=3,
     device="cpu", threads=1,
@@ -64,7 +68,7 @@ def same(a, b) -> bool:
         return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, torch.Tensor):
         alike = isinstance(b, torch.Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
-        return alike and a.numpy().tobytes() == b.numpy().tobytes()
+        return alike and a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
     return type(a) is type(b) and a == b
 
 
@@ -250,6 +254,113 @@ def test_named_corruptions_are_refused_with_one_error_and_no_code_is_run(
     evil = Evil(Path.touch, marker)
     pickle.loads(pickle.dumps(evil))
     assert marker.exists()  # they are as evil as they should be
+
+
+# Every file-system call of a save in turn
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+class Killed(BaseException):
+    """Ends a save as a kill would: no `except Exception` or `except OSError` sees it."""
+
+
+def watch_file_system(monkeypatch, act) -> None:
+    """Have `act(name)` called before each file-system call of a save."""
+
+    def watched(name, real):
+        def call(*args, **kwargs):
+            act(name)
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(tempfile, "mkstemp", watched("mkstemp", tempfile.mkstemp))
+    for name in ("open", "fdopen", "fsync", "replace"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+
+
+def outcome(content, folder) -> Path | BaseException:
+    try:
+        return save_checkpoint(content, folder)
+    except (CheckpointError, Killed) as error:
+        return error
+
+
+def test_bytes_reach_the_disk_before_they_get_their_name(content, folder, monkeypatch):
+    calls = []
+    watch_file_system(monkeypatch, calls.append)
+    save_checkpoint(content, folder)
+    kept = [name for name in calls if name in ("mkstemp", "fsync", "replace")]
+    assert kept == ["mkstemp", "fsync", "replace", "fsync"]  # the last one: the folder's entry
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "expected"),
+    [
+        ("an error", OSError(errno.ENOSPC, "No space left"), CheckpointError),
+        ("a kill", Killed(), Killed),
+    ],
+)
+def test_a_save_that_fails_anywhere_leaves_the_earlier_checkpoint(
+    content, folder, monkeypatch, what, error, expected
+):
+    earlier = save_checkpoint(content | {"accuracy": 1.0}, folder)
+    raw = earlier.read_bytes()
+    failed_at = []
+    while True:
+        left = list(range(len(failed_at) + 1))  # this many calls, the last of which fails
+
+        def act(name, left=left):
+            if left and left.pop() == 0:
+                failed_at.append(name)
+                raise error
+
+        with monkeypatch.context() as m:
+            watch_file_system(m, act)
+            result = outcome(content | {"accuracy": 2.0}, folder)
+        assert earlier.read_bytes() == raw
+        for path in folder.iterdir():
+            assert NAME.fullmatch(path.name), "a temporary file was left behind"
+            load_checkpoint(path)
+        if left:
+            break  # there was no call left to fail
+        assert type(result) is expected
+        if expected is CheckpointError:
+            assert str(folder) in str(result)
+            assert "free space there or name another folder" in str(result)
+    assert isinstance(result, Path)
+    note(f"{what} at a file-system call of a save", "mnistlib", len(failed_at), 0)
+    assert {"mkstemp", "open", "fdopen", "fsync", "replace"} == set(failed_at)
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_file_leaves_the_earlier_one(
+    content, folder, monkeypatch
+):
+    earlier = save_checkpoint(content | {"accuracy": 1.0}, folder)
+    raw, fdopen, written = earlier.read_bytes(), os.fdopen, []
+
+    class Full(io.BufferedIOBase):
+        def __init__(self, handle: int, mode: str) -> None:
+            self.file = fdopen(handle, mode)
+
+        def write(self, data: bytes) -> int:
+            written.append(self.file.write(data[:1000]))
+            self.file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            self.file.close()
+            super().close()
+
+    monkeypatch.setattr(os, "fdopen", Full)
+    with pytest.raises(CheckpointError, match=r"No space left.*free space"):
+        save_checkpoint(content | {"accuracy": 2.0}, folder)
+    assert written == [1000]
+    assert [p.read_bytes() for p in folder.iterdir()] == [raw]
 
 
 # Kills
@@ -583,8 +694,9 @@ def test_tables_are_equal_over_the_engines_though_workers_are_killed(tmp_path, d
     assert wrong == 0
 
 
-def test_a_run_that_kills_every_worker_is_given_up_and_the_others_end(tmp_path, capsys):
-    """Such as one that asks for more memory than there is."""
+def test_runs_whose_workers_are_killed_each_time_are_given_up(tmp_path, capsys, monkeypatch):
+    """As when there is not the memory for any of them."""
+    monkeypatch.setattr(sys.modules["mnistlib.sweep"], "TRIES", 2)
     configs = tiny(3)
     over = threading.Event()
 
@@ -602,7 +714,7 @@ def test_a_run_that_kills_every_worker_is_given_up_and_the_others_end(tmp_path, 
         over.set()
         thread.join()
     said = capsys.readouterr().err
-    assert said.count("a worker was killed: 3 runs go on in new ones") == 3
+    assert said.count("a worker was killed: 3 runs go on in new ones") == 1
     assert said.count("its worker was killed") == 3
     assert sweep(configs, tmp_path, data="sample") == (3, 0)
 
