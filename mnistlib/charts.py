@@ -102,6 +102,8 @@ def twice(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> Non
         top.plot(steps, whole.curve["loss"], color=PUBLISHED, lw=4, alpha=0.35)
         top.plot(steps, resumed.curve["loss"], color=TRAIN, lw=0.8)
         top.set(yscale="log", ylabel="training loss (nats)")
+        top.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        top.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
         for ax in (top, bottom):
             ax.axvline(step, color="black", lw=0.8, ls=":")
         top.annotate("killed and resumed", (step, 0.93), xycoords=("data", "axes fraction"),

@@ -24,7 +24,7 @@ def cells(path, kind):
 
 
 def test_the_notebooks_are_there():
-    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "08"]
+    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "08", "09"]
 
 
 @each_notebook
