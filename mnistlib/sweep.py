@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -54,7 +54,8 @@ def sweep(
         curves: evaluate the validation images after every epoch, not only after the last.
         workers: processes; 0: one per core.
         executor: any `concurrent.futures` executor to use instead of processes made here, as of
-            Dask or submitit. Its workers see the same files, and it replaces them itself.
+            Dask, or the like of one, as of submitit: of `submit`, and of `done` and `result` of
+            the jobs. Its workers see the same files, and it replaces them itself.
     """
     commit()  # what runs now; files may change before the last run ends
     source = _digits(data).source
@@ -107,16 +108,20 @@ def _ended(
     pool: Executor, configs: Sequence[Config], data: str, test: bool, curves: bool
 ) -> Iterator[tuple[Config, Future]]:
     """Submit the runs and give each as it ends, or as its pool breaks."""
-    jobs: dict[Future, Config] = {}
+    jobs = []
     for config in configs:
         try:
             job = pool.submit(_one, config, data, test, curves)
         except BrokenExecutor as error:
             job = Future()
             job.set_exception(error)
-        jobs[job] = config
-    for job in as_completed(jobs):
-        yield jobs[job], job
+        jobs.append((config, job))
+    while jobs:  # asked one by one: not every engine's jobs are futures of Python's own
+        ended = [(config, job) for config, job in jobs if job.done()]
+        jobs = [(config, job) for config, job in jobs if (config, job) not in ended]
+        yield from ended
+        if not ended:
+            time.sleep(0.05)
 
 
 def _say_failed(config: Config, why: object) -> None:

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from mnistlib import Config, TrainingError, read_results, sweep, train
+from mnistlib.ledger import OF_THE_HOST, comparable
 
 SWEEP = sys.modules["mnistlib.sweep"]  # the package's attribute of that name is the function
 LOOP = sys.modules["mnistlib.train"]
@@ -241,3 +242,49 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail("the worker lives on")
+
+
+class Cluster:
+    """An engine whose jobs are no futures of Python's own, as submitit's are not."""
+
+    class Job:
+        def __init__(self, work, arguments):
+            self.work, self.arguments, self.asked = work, arguments, 0
+
+        def done(self):
+            self.asked += 1
+            return self.asked > 2
+
+        def result(self):
+            assert self.asked > 2
+            return self.work(*self.arguments)
+
+    def submit(self, work, *arguments):
+        return self.Job(work, arguments)
+
+
+def test_an_engine_needs_submit_done_and_result_alone(tmp_path):
+    assert sweep(seeds(2), tmp_path, executor=Cluster()) == (2, 0)
+    assert sorted(read_results(folder=tmp_path)["seed"]) == [0, 1]
+
+
+def test_runs_in_the_threads_of_one_process_take_turns(tmp_path, tiny_digits):
+    """Random numbers and the number of threads are a process's."""
+    with ThreadPoolExecutor(4) as pool:
+        assert sweep(seeds(6), tmp_path / "four", executor=pool) == (6, 0)
+    assert sweep(seeds(6), tmp_path / "one", executor=AtOnce()) == (6, 0)
+    assert comparable("runs", tmp_path / "four").equals(comparable("runs", tmp_path / "one"))
+    assert comparable("history", tmp_path / "four").equals(comparable("history", tmp_path / "one"))
+
+
+def test_what_a_host_may_change_is_left_out_of_a_comparison(tmp_path):
+    sweep(seeds(2), tmp_path, executor=AtOnce())
+    table, whole = comparable("runs", tmp_path), read_results("runs", tmp_path)
+    assert set(whole) - set(table) == set(OF_THE_HOST)
+    assert {"val_loss", "test_accuracy", "config", "torch", "threads", "device"} <= set(table)
+    shuffled = whole.iloc[::-1]
+    shuffled.to_csv(tmp_path / "runs.csv", index=False)
+    assert comparable("runs", tmp_path).equals(table)
+    shuffled = shuffled.assign(val_loss=shuffled["val_loss"] + 1e-6)
+    shuffled.to_csv(tmp_path / "runs.csv", index=False)
+    assert not comparable("runs", tmp_path).equals(table)
