@@ -507,6 +507,30 @@ if __name__ == "__main__":
 """
 
 
+WRITES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from mnistlib import Config, Digits, train
+digits = Digits(**torch.load(sys.argv[1]))
+for seed in range(int(sys.argv[3]), int(sys.argv[3]) + 3):
+    config = Config(epochs=3, epoch_images=50, batch_size=25, max_lr=0.01, seed=seed, device="cpu")
+    train(config, digits, folder=Path(sys.argv[2]), verbose=False)
+"""
+
+
+def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, tmp_path):
+    torch.save(vars(tiny_digits) | {"folder": None}, tmp_path / "digits.pt")
+    command = [sys.executable, "-c", WRITES, tmp_path / "digits.pt", tmp_path / "run"]
+    jobs = [subprocess.Popen([*command, first], text=True) for first in ("0", "10")]
+    assert [job.wait(200) for job in jobs] == [0, 0]
+    found = [
+        (content["config"]["seed"], step) for step, _, content in checkpoints(tmp_path / "run")
+    ]
+    assert sorted(found) == [(seed, 6) for seed in (0, 1, 2, 10, 11, 12)]
+
+
 def test_a_disk_without_room_leaves_the_earlier_checkpoint(trained, tmp_path):
     """A real limit of the system on the size of files, reached in the middle of a save."""
     folder, size = tmp_path / "run", trained.checkpoint.stat().st_size
