@@ -515,7 +515,8 @@ import torch
 from mnistlib import Config, Digits, train
 digits = Digits(**torch.load(sys.argv[1]))
 for seed in range(int(sys.argv[3]), int(sys.argv[3]) + 3):
-    config = Config(epochs=3, epoch_images=50, batch_size=25, max_lr=0.01, seed=seed, device="cpu")
+    config = Config(epochs=3, epoch_images=50, batch_size=25, max_lr=0.01, seed=seed,
+                    device="cpu", threads=1)
     train(config, digits, folder=Path(sys.argv[2]), verbose=False)
 """
 
