@@ -29,7 +29,8 @@ def spread(
         for (name, values), color in zip(errors.items(), (VALIDATION, TRAIN), strict=False):
             mean, sd = np.mean(values), predicted[name]
             step = 0.02  # points: two images of 10,000
-            edges = np.arange(min(values) - step, max(values) + 2 * step, step)
+            # edges between the values that there can be, which are multiples of half a step
+            edges = np.arange(min(values) - 0.75 * step, max(values) + 2 * step, step)
             left.hist(values, bins=edges, color=color, alpha=0.6)
             x = np.linspace(mean - 3.5 * sd, mean + 3.5 * sd, 200)
             height = len(values) * step / (sd * np.sqrt(2 * np.pi))
@@ -103,13 +104,14 @@ def twice(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> Non
         top.plot(steps, resumed.curve["loss"], color=TRAIN, lw=0.8)
         top.set(yscale="log", ylabel="training loss (nats)")
         top.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        top.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        top.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 0.7 else "")
         for ax in (top, bottom):
             ax.axvline(step, color="black", lw=0.8, ls=":")
-        top.annotate("killed and resumed", (step, 0.93), xycoords=("data", "axes fraction"),
+        top.annotate("resumed from here", (step, 0.93), xycoords=("data", "axes fraction"),
                      xytext=(4, 0), textcoords="offset points", fontsize=8)  # fmt: skip
         for text, color, y in (("never stopped", PUBLISHED, 0.78), ("killed", TRAIN, 0.66)):
             top.annotate(text, (0.99, y), xycoords="axes fraction", color=color, ha="right")
         bottom.plot(steps, difference, color=VALIDATION)
-        reach = float(np.abs(difference).max()) or 1e-9
-        bottom.set(ylabel="difference", xlabel="step", ylim=(-1.5 * reach, 1.5 * reach))
+        bottom.set(ylabel="difference", xlabel="step")
+        if not difference.any():  # else matplotlib makes up a scale
+            bottom.set(yticks=[0], ylim=(-1, 1))
