@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .config import RECIPES, Config, outputs_folder
 from .ledger import images_seen, read_results
+from .stats import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,17 +18,18 @@ def headline(folder: Path | None = None) -> str:
     """Return the README's headline table, a row per recipe, from the committed ledger."""
     lines = [
         "| recipe | network | parameters | training images seen | seeds | "
-        "validation accuracy, mean (range) | test accuracy, mean (range) |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "validation accuracy, mean [95 %] | test accuracy, mean [95 %] | sd |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     runs = read_results(folder=folder)
     for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
         row = rows.iloc[0]
-        val = _mean_range(rows["val_accuracy"]) if row["n_val"] else "none held out"
-        test = _mean_range(rows["test_accuracy"])
+        val = _mean_interval(rows["val_accuracy"]) if row["n_val"] else "none held out"
+        test = _mean_interval(rows["test_accuracy"])
+        sd = rows["test_accuracy"].std()  # nan for one seed, or where none was evaluated
         lines.append(
             f"| `{recipe}` | {row['model']} | {row['parameters']:,} | {images_seen(row):,} | "
-            f"{len(rows)} | {val} | {test} |"
+            f"{len(rows)} | {val} | {test} | {'' if sd != sd else f'{sd:.3f}'} |"
         )
     return "\n".join(lines)
 
@@ -129,6 +131,16 @@ def _mean_range(values: "pd.Series") -> str:
     if values.isna().any():
         return "not evaluated"
     return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
+
+
+def _mean_interval(values: "pd.Series") -> str:
+    """Say the mean with its 95 % interval over seeds (Student's t)."""
+    if values.isna().any():
+        return "not evaluated"
+    if len(values) == 1:
+        return f"{values.iloc[0]:.2f} % (one seed)"
+    mean, low, high = mean_interval(values)
+    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"
 
 
 def write_report(check: bool = False, readme: Path | None = None) -> bool:

@@ -292,11 +292,11 @@ def test_the_report_goes_between_its_marks(results, tmp_path):
     speed, promises = rest.split(BEGIN.format("promises"))
     reference, fast = [line for line in headline.splitlines() if line.startswith("| `")]
     assert reference == (
-        "| `reference` | reference | 13,912 | 1,000,000 | 3 | 99.20 % (99.00 to 99.40) | "
-        "99.01 % (99.00 to 99.02) |"
+        "| `reference` | reference | 13,912 | 1,000,000 | 3 | 99.20 % [98.70 to 99.70] | "
+        "99.01 % [98.99 to 99.03] | 0.010 |"
     )
     assert fast == (
-        "| `fast` | early | 18,216 | 240,000 | 1 | 98.50 % (98.50 to 98.50) | not evaluated |"
+        "| `fast` | early | 18,216 | 240,000 | 1 | 98.50 % (one seed) | not evaluated |  |"
     )
     assert (
         "| `reference` by the conventional loop | 2 | 1 | 400.0 (400.0 to 400.0) | 1.0 |  |"
