@@ -18,7 +18,7 @@ test: lint unit nbval    ## lint, unit tests, every notebook compared with its c
 	@echo "make test: all green"
 
 stress: $(READY)         ## try the faults at length and write outputs/results/faults.csv (about 20 minutes)
-	@MNISTLIB_STRESS=1 $(BIN)/python -m pytest tests/test_faults.py
+	@MNISTLIB_STRESS=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_headless.py
 
 lint: $(READY)
 	@$(BIN)/ruff check --no-cache .

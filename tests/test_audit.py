@@ -91,7 +91,7 @@ def test_a_run_without_any_accuracy_is_not_chosen(ledger):
 def test_an_interrupted_audit_judges_nothing(ledger, monkeypatch):
     def stopped(*args, **settings):
         run = train(*args, **settings, verbose=False)
-        run.interrupted = True
+        run.signal = 2
         return run
 
     monkeypatch.setattr(AUDIT, "train", stopped)

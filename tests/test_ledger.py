@@ -100,7 +100,7 @@ def test_the_same_run_is_not_written_twice(run, tmp_path):
 
 def test_an_interrupted_run_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"interrupted.*resume"):
-        record(replace(run, interrupted=True), folder=tmp_path / "ledger")
+        record(replace(run, signal=2), folder=tmp_path / "ledger")
     assert not (tmp_path / "ledger").exists()
 
 

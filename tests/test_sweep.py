@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_of_a_run_cut_off_is_named_and_the_run_begun_again(
 
 
 def test_a_sweep_killed_outright_again_and_again_loses_and_doubles_nothing(tmp_path):
-    command = [*COMMAND, "--epochs", "4", "--epoch-images", "200", "--seeds", "0:4", "--ledger"]
+    command = [*COMMAND, "--epochs", "4", "--epoch-images", "200", "--seeds", "0:2", "--ledger"]
     kills, patience = 0, 2.0
     while True:
         with subprocess.Popen([*command, tmp_path], stdout=subprocess.PIPE, text=True) as job:
@@ -210,7 +210,7 @@ def test_a_sweep_killed_outright_again_and_again_loses_and_doubles_nothing(tmp_p
     assert kills > 0, "nothing was killed"
     for table in ("runs", "history"):
         rows = read_results(table, tmp_path)
-        assert sorted(set(rows["seed"])) == [0, 1, 2, 3]
+        assert sorted(set(rows["seed"])) == [0, 1]
         assert not rows.duplicated(["seed", "epochs" if table == "runs" else "epoch"]).any()
     subprocess.run([*command, tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
     ends = [read_results(folder=f).set_index("seed")["val_loss"].sort_index()
