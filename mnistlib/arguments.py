@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="train a recipe over many seeds, one run per core",
         description="Train a recipe over many seeds, one run per core with one thread each, and "
         "write a row as each ends. Runs that the ledger has are left out, so the same command "
-        "goes on where it was stopped. Ctrl-C costs the runs in flight and no other.",
+        "goes on where it was stopped. What Ctrl-C cuts off goes on from its last epoch.",
     )
     _add_recipe(p)
     p.add_argument("--seeds", type=_seeds, default=range(5), metavar="FROM:TO",

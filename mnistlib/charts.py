@@ -1,12 +1,15 @@
 """Figures that compare runs: spread over seeds, gains that seeds tell, forests, two runs as one."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .plots import PUBLISHED, QUIET, TRAIN, VALIDATION, figure
 from .stats import Comparison, seeds_needed, smallest_gain
-from .train import Run
+
+if TYPE_CHECKING:
+    from .train import Run
 
 
 def spread(
@@ -86,7 +89,7 @@ def forest(changes: Mapping[str, Comparison], title: str, subtitle: str, label: 
         ax.grid(axis="y", visible=False)
 
 
-def twice(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> None:
+def twice(whole: "Run", resumed: "Run", step: int, title: str, subtitle: str) -> None:
     """Draw a run that was resumed on top of one that never stopped, and their difference below.
 
     Args:

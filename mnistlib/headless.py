@@ -113,19 +113,20 @@ def run_notebooks(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".notebooks.lock", timeout=0), _runs_in(folder):
-            for left in (folder / MARKER, *folder.glob(".running-*.ipynb")):
-                left.unlink(missing_ok=True)
-            for number, path in enumerate(notebooks, 1):
-                print(f"[{number}/{len(notebooks)}] {path.name}", file=sys.stderr, flush=True)
-                _execute(path, parameters, folder)
-            done = {"notebooks": [p.name for p in notebooks], "parameters": dict(parameters)}
-            with _written(folder / MARKER) as part:
-                part.write_text(json.dumps(done) + "\n", encoding="utf-8")
+        held = FileLock(folder / ".notebooks.lock").acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"another process is at work in {folder}; name another folder") from None
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to ({error.strerror})") from None
+    with held, _runs_in(folder):
+        for left in (folder / MARKER, *folder.glob(".running-*.ipynb")):
+            left.unlink(missing_ok=True)
+        for number, path in enumerate(notebooks, 1):
+            print(f"[{number}/{len(notebooks)}] {path.name}", file=sys.stderr, flush=True)
+            _execute(path, parameters, folder)
+        done = {"notebooks": [p.name for p in notebooks], "parameters": dict(parameters)}
+        with _written(folder / MARKER) as part:
+            part.write_text(json.dumps(done) + "\n", encoding="utf-8")
     return folder
 
 

@@ -76,7 +76,8 @@ def sweep(
                 for config, job in _ended(pool, left, data, test, curves):
                     try:
                         run, seen = job.result()
-                    except BrokenExecutor:  # a worker was killed, which ends all that are there
+                    # a worker was killed, which ends all that are there, or asked to end
+                    except (BrokenExecutor, InterruptedError):
                         lost.append(config)
                         continue
                     except Exception as error:  # of any kind: the other runs go on
@@ -142,6 +143,8 @@ def _one(config: Config, data: str, test: bool, curves: bool) -> tuple[Run, Eval
         resume = folder if checkpoints(folder) else None
         every = 0 if curves else None
         run = train(config, digits, resume, folder=folder, eval_every=every, verbose=False)
+        if run.interrupted:  # by SIGTERM, as from a cluster that wants its machine back
+            raise InterruptedError(f"its worker was stopped by signal {run.signal}")
         seen = None
         if test and digits.test_images is not None:
             seen = evaluate(run.model, digits.test_images, digits.test_labels)

@@ -288,3 +288,25 @@ def test_what_a_host_may_change_is_left_out_of_a_comparison(tmp_path):
     shuffled = shuffled.assign(val_loss=shuffled["val_loss"] + 1e-6)
     shuffled.to_csv(tmp_path / "runs.csv", index=False)
     assert not comparable("runs", tmp_path).equals(table)
+
+
+def test_a_run_whose_worker_is_asked_to_end_is_not_recorded_and_goes_on_later(
+    tmp_path, monkeypatch, capsys, tiny_digits
+):
+    three, step, steps = replace(ONE, epochs=3, threads=1), LOOP._step, []
+
+    def watched(t, *batch):
+        steps.append(1)
+        step(t, *batch)
+        if len(steps) == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(LOOP, "_step", watched)
+    assert sweep([three], tmp_path, executor=AtOnce()) == (0, 1)
+    assert "FAILED" in capsys.readouterr().err
+    assert not (tmp_path / "runs.csv").exists()
+    assert sweep([three], tmp_path, executor=AtOnce()) == (1, 0)
+    assert len(steps) == 12  # the six that were done are not done again
+    whole = train(three, tiny_digits, save=False, verbose=False)
+    row = read_results(folder=tmp_path).iloc[0]
+    assert row["val_loss"] == round(whole.history[-1]["val_loss"], 6)
