@@ -81,13 +81,19 @@ def do_train(args: argparse.Namespace) -> int:
 
 def do_sweep(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != "seed"}
+    if args.only and args.ablations is None:
+        raise ConfigError("--only is for --ablations")
     if args.ablations is None:
         configs = [configure(args.recipe or "fast", **given, seed=seed) for seed in args.seeds]
     elif args.recipe or any(v is not None for v in given.values()):
         raise ConfigError("--ablations has its own settings; give none with it")
     else:  # a seed of each before the next seed: wherever it stops, all have as many
-        every = ablations(args.ablations).values()
-        configs = [replace(config, seed=seed) for seed in args.seeds for config in every]
+        every = ablations(args.ablations)
+        for name in args.only or ():
+            if name not in every:
+                raise ConfigError(f"there is no ablation {name!r}; there are {', '.join(every)}")
+        chosen = [every[name] for name in args.only or every]
+        configs = [replace(config, seed=seed) for seed in args.seeds for config in chosen]
     pick_device(configs[0].device)
     if args.workers < 0:
         raise ConfigError(f"workers is {args.workers}, but it must be 0 or more")

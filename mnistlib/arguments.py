@@ -48,6 +48,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                    help="e.g. 0:20, which is 0 to 19 (default: 0:5)")  # fmt: skip
     p.add_argument("--ablations", type=int, metavar="EPOCHS", help="train instead what notebook 06 "
                    "compares, each so many epochs long; other settings do not apply")  # fmt: skip
+    p.add_argument("--only", nargs="+", metavar="NAME", help="of the ablations, these, "
+                   "e.g. 'as it is' 'no focus'")  # fmt: skip
     p.add_argument("--test", action="store_true", help="evaluate final weights on the test set")
     p.add_argument("--ledger", type=Path, help="folder of the ledger that gets the rows")
     p.add_argument("--curves", action="store_true", help="validate after each epoch, not the last")

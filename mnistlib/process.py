@@ -1,6 +1,7 @@
 """Processes: what a run does to the one it is in, and the workers that share many runs."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -149,8 +150,11 @@ class Table:
         if self.live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         if self.shown:
+            loss, accuracy = f"{h['val_loss']:.4f}", f"{h['val_acc']:.2f}%"
+            if math.isnan(h["val_acc"]):
+                loss = accuracy = "-"  # nothing was validated
             print(
-                f"{h['epoch']:5d}  {h['train_loss']:10.4f}  {h['val_loss']:8.4f}  "
-                f"{h['train_acc']:8.2f}%  {h['val_acc']:6.2f}%  {h['lr']:.6f}  {h['seconds']:7.1f}",
+                f"{h['epoch']:5d}  {h['train_loss']:10.4f}  {loss:>8}  "
+                f"{h['train_acc']:8.2f}%  {accuracy:>7}  {h['lr']:.6f}  {h['seconds']:7.1f}",
                 flush=True,
             )

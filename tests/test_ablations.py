@@ -62,6 +62,23 @@ def test_the_command_trains_a_seed_of_each_before_the_next_and_takes_no_other_se
     assert "--ablations has its own settings" in capsys.readouterr().err
 
 
+def test_the_command_trains_some_of_the_ablations_and_refuses_names_there_are_not(
+    monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr("mnistlib.__main__.sweep", lambda cs, *a, **k: (asked.extend(cs), 0))
+    some = ["as it is", "no focus"]
+    main(["sweep", "--ablations", "80", "--seeds", "0:2", "--only", *some])
+    every = ablations(80)
+    assert [(c.seed, c.focus) for c in asked] == [
+        (seed, every[name].focus) for seed in (0, 1) for name in some
+    ]
+    assert main(["sweep", "--ablations", "8", "--only", "no focuss"]) == 1
+    assert "there is no ablation 'no focuss'; there are as it is," in capsys.readouterr().err
+    assert main(["sweep", "--only", "no focus"]) == 1
+    assert "--only is for --ablations" in capsys.readouterr().err
+
+
 def drawn():
     (number,) = plt.get_fignums()
     found = plt.figure(number)

@@ -271,7 +271,6 @@ def at_work(notebooks, runs_folder):
         "headless.find_notebooks = lambda names: [Path(sys.argv[1])]\n"
         "sys.exit(main(['notebooks', '01', '--folder', 'long']))\n"
     )
-    before = kernels()
     with subprocess.Popen(
         [sys.executable, "-c", command, str(path)], stderr=subprocess.PIPE, text=True
     ) as job:
@@ -280,20 +279,22 @@ def at_work(notebooks, runs_folder):
             assert job.poll() is None, job.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert kernels(runs_folder)
         yield job, runs_folder / "long"
         job.kill()
-    while kernels() - before:  # none outlives its execution
+    while kernels(runs_folder):  # none outlives its execution
         assert time.monotonic() < deadline + 60
         time.sleep(0.1)
 
 
-def kernels() -> set[int]:
-    """Return the processes that are kernels."""
+def kernels(runs: Path) -> set[int]:
+    """Return the processes that are kernels and write below this folder."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"ipykernel_launcher" in path.read_bytes():
-                found.add(int(path.parent.name))
+            kernel = b"ipykernel_launcher" in (path / "cmdline").read_bytes()
+            if kernel and bytes(runs) in (path / "environ").read_bytes():
+                found.add(int(path.name))
     return found
 
 

@@ -274,12 +274,15 @@ def test_with_validation_the_test_images_are_not_touched(quick_config, tiny_digi
 
 
 def test_split_none_trains_on_everything_and_names_the_test_accuracy(
-    tiny_config, tiny_digits, monkeypatch
+    tiny_config, tiny_digits, monkeypatch, capsys
 ):
     labels = []
     after_step(monkeypatch, lambda _, __, batch: labels.append(batch))
     config = replace(tiny_config, split="none")
     run = train(config, tiny_digits)
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert all(row.split()[2] == row.split()[4] == "-" for row in rows)  # not "nan"
+    assert {len(row) for row in rows} == {len(title)}
     assert len(torch.cat(labels)) == 2 * 600
     assert run.n_val == 0
     assert all(math.isnan(row["val_loss"]) and math.isnan(row["val_acc"]) for row in run.history)
