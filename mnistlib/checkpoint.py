@@ -206,13 +206,13 @@ def load_model(path: str | Path) -> nn.Module:
     return model.eval()
 
 
-def published_checkpoint() -> Path:
-    """Return the path of the checkpoint that comes with the repository.
+def published_checkpoint(recipe: str = "best") -> Path:
+    """Return the path of the checkpoint that comes with the repository: seed 0 of a recipe.
 
     Raises:
-        CheckpointError: there is none, as outside a clone.
+        CheckpointError: there is none, as for most recipes, or outside a clone.
     """
-    found = sorted((outputs_folder() / "checkpoints").glob("*.pth"))
+    found = sorted((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
     if not found:
-        raise CheckpointError("no published checkpoint is here; name one yourself")
+        raise CheckpointError(f"no published checkpoint of {recipe!r} is here; name one yourself")
     return found[-1]
