@@ -1,5 +1,6 @@
 """Sweeps: every run once, whatever stops them; the ledger is what they go by."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from mnistlib import Config, TrainingError, read_results, sweep, train
+from mnistlib import Config, TrainingError, load_mnist, read_results, sweep, train
 from mnistlib.ledger import OF_THE_HOST, comparable
 
 SWEEP = sys.modules["mnistlib.sweep"]  # the package's attribute of that name is the function
@@ -194,25 +195,34 @@ def test_a_damaged_checkpoint_of_a_run_cut_off_is_named_and_the_run_begun_again(
     assert "not used: " in capsys.readouterr().err
 
 
-def test_a_sweep_killed_outright_again_and_again_loses_and_doubles_nothing(tmp_path):
-    command = [*COMMAND, "--epochs", "4", "--epoch-images", "200", "--seeds", "0:2", "--ledger"]
-    kills, patience = 0, 2.0
-    while True:
-        with subprocess.Popen([*command, tmp_path], stdout=subprocess.PIPE, text=True) as job:
-            job.stdout.readline()  # everything is imported
-            try:
-                job.wait(patience)
-                break
-            except subprocess.TimeoutExpired:
-                job.kill()
-        kills, patience = kills + 1, 2.5 * patience
-    assert job.returncode == 0
-    assert kills > 0, "nothing was killed"
+def test_a_sweep_killed_outright_again_and_again_loses_and_doubles_nothing(
+    tmp_path, runs_folder, monkeypatch
+):
+    command = [*COMMAND, "--epochs", "4", "--epoch-images", "200", "--seeds", "0:2"]
+    command += ["--workers", "1", "--ledger", str(tmp_path)]
+
+    def under_way():
+        return list((runs_folder / "sweep").rglob("*.pth"))
+
+    def first_row():
+        return (tmp_path / "runs.csv").exists()
+
+    for moment in (under_way, first_row):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
+            while not moment():
+                assert job.poll() is None, "it ended before it was killed"
+                time.sleep(0.005)
+            job.kill()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=120)
     for table in ("runs", "history"):
         rows = read_results(table, tmp_path)
         assert sorted(set(rows["seed"])) == [0, 1]
         assert not rows.duplicated(["seed", "epochs" if table == "runs" else "epoch"]).any()
-    subprocess.run([*command, tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    first = read_results(folder=tmp_path).iloc[0]
+    config = replace(Config(**json.loads(first["config"])), device="cpu")
+    monkeypatch.setattr(SWEEP, "_digits", load_mnist)
+    undisturbed = [replace(config, seed=seed) for seed in (0, 1)]
+    assert sweep(undisturbed, tmp_path / "whole", data="sample", executor=AtOnce()) == (2, 0)
     ends = [read_results(folder=f).set_index("seed")["val_loss"].sort_index()
             for f in (tmp_path, tmp_path / "whole")]  # fmt: skip
     assert ends[0].equals(ends[1])
