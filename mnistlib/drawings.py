@@ -194,17 +194,20 @@ def evidence(model: nn.Module, image: Tensor, title: str) -> None:
 
 
 def staircase(table: "pd.DataFrame", title: str) -> None:
-    """Draw the seconds of each step of `report.staircase` as bars on a log axis, downwards.
+    """Draw the seconds of each step of `report.staircase` as points on a log axis, downwards.
 
-    Bars are medians, lines reach from the fastest repetition to the slowest. Steps that were tried
-    and not built on are pale; beside each stands the validation accuracy with its number of seeds.
+    Points are medians, lines reach from the fastest repetition to the slowest. Steps that were
+    tried and not built on are hollow; beside each stands the validation accuracy with its number
+    of seeds.
     """
-    with figure(title, size=(7, 0.8 + 0.27 * len(table))) as (_, (ax,)):
+    subtitle = "median and range of the repetitions; validation accuracy, mean over seeds"
+    with figure(title, subtitle, size=(7, 1.0 + 0.27 * len(table))) as (_, (ax,)):
         for y, step in enumerate(table.itertuples()):
             color = PUBLISHED if y == 0 else TRAIN
-            ax.barh(y, step.seconds, color=color, alpha=1.0 if step.kept else 0.3, height=0.7)
-            ax.plot([step.fastest, step.slowest], [y, y], color="black", lw=0.8)
-            ax.annotate(f" {step.seconds:.0f} s", (step.slowest, y), va="center", fontsize=8)
+            ax.plot([step.fastest, step.slowest], [y, y], color=color, lw=1.2)
+            fill = color if step.kept else "white"
+            ax.plot(step.seconds, y, "o", color=color, mfc=fill, ms=6)
+            ax.annotate(f"  {step.seconds:.0f} s", (step.slowest, y), va="center", fontsize=8)
             if step.accuracy:
                 text = f"{np.mean(step.accuracy):.2f} %, n = {len(step.accuracy)}"
                 ax.annotate(text, (1.0, y), xycoords=("axes fraction", "data"), va="center",
@@ -212,10 +215,9 @@ def staircase(table: "pd.DataFrame", title: str) -> None:
         names = [n if kept else f"{n} (not kept)" for n, kept in table["kept"].items()]
         ax.set_yticks(range(len(table)), names, fontsize=8)
         ax.invert_yaxis()
-        ax.set(xscale="log", xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()),
+        log_axis(ax.xaxis)
+        ax.set(xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()),
                xlabel="seconds of training, two threads")  # fmt: skip
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.grid(axis="y", visible=False)
 
 
 def race(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
@@ -228,11 +230,12 @@ def race(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str)
     with figure(title, "lines: published recipes, means over seeds; stars: whole runs of ours",
                 size=(7, 3.6)) as (_, (ax,)):  # fmt: skip
         for name, (seconds, errors) in curves.items():
-            style = {"marker": "*", "ms": 13, "ls": ""} if len(seconds) == 1 else {"lw": 1.2}
-            (line,) = ax.plot(seconds, errors, **style)
-            ax.annotate(f"  {name}", (seconds[-1], errors[-1]), color=line.get_color(),
-                        fontsize=8, va="center", annotation_clip=False)  # fmt: skip
-        log_axis(ax)
-        ax.set(xscale="log", xlabel="seconds of training, two threads",
-               ylabel="validation error (%)")  # fmt: skip
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            star = {"marker": "*", "ms": 13, "ls": "", "color": VALIDATION}
+            (line,) = ax.plot(seconds, errors, **star if len(seconds) == 1 else {"lw": 1.2})
+            ax.annotate(name, (seconds[-1], errors[-1]), color=line.get_color(), fontsize=8,
+                        xytext=(8, 0), textcoords="offset points", va="center", zorder=5,
+                        bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+        ax.margins(x=0.1, y=0.1)
+        log_axis(ax.yaxis)
+        log_axis(ax.xaxis)
+        ax.set(xlabel="seconds of training, two threads", ylabel="validation error (%)")

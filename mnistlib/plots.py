@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -25,12 +26,12 @@ STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, PUBLISHED, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
 
 
-def log_axis(ax: Axes) -> None:
-    """Make the y axis logarithmic, with ticks that read as numbers."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+def log_axis(axis: Axis) -> None:
+    """Make an axis logarithmic, with ticks that read as numbers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def onecycle(run: Run, title: str) -> None:
         loss.plot(run.curve["loss"], color=TRAIN, lw=0.4, alpha=0.4)
         loss.plot(_smooth(run.curve["loss"]), color=TRAIN)
         loss.set(ylabel="training loss")
-        log_axis(loss)
+        log_axis(loss.yaxis)
         points = dict(zip(run.curve["eval_step"], run.curve["eval_error"], strict=True))
         per_epoch = steps // max(len(run.history), 1)
         points |= {h["epoch"] * per_epoch: 100 - h["val_acc"] for h in run.history}
@@ -116,7 +117,7 @@ def onecycle(run: Run, title: str) -> None:
         error.annotate(f"{y[-1]:.2f} %", (x[-1], y[-1]), xytext=(0, 6), ha="right",
                        textcoords="offset points", color=VALIDATION, fontsize=8)  # fmt: skip
         error.set(ylabel="validation error (%)", xlabel="step", xlim=(0, steps))
-        log_axis(error)
+        log_axis(error.yaxis)
         error.set_title(f"n = {run.n_val:,} {where}", fontsize=8, fontweight="normal")
         for ax, words in ((rate, ("warm-up", "annealing")), (loss, ("", "")), (error, ("", ""))):
             ax.axvspan(0, warm, color="#ffa90e", alpha=0.12, lw=0)
@@ -180,7 +181,7 @@ def convergence(
         for ax, label in ((loss, "loss (nats)"), (error, "error (%)")):
             ax.set(ylabel=label, xlabel="epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
-            log_axis(ax)
+            log_axis(ax.yaxis)
 
 
 def _band(ax: Axes, rows: "pd.DataFrame", column: str, color: str, label: str) -> None:
@@ -213,7 +214,7 @@ def lines(
         ax.set(xlabel=labels[0], ylabel=labels[1])
         ax.xaxis.get_major_locator().set_params(integer=True)
         if log:
-            log_axis(ax)
+            log_axis(ax.yaxis)
 
 
 def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:

@@ -266,7 +266,7 @@ def test_the_staircase_can_be_drawn(timed):
     (ax,) = plt.gcf().axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["slow", "tried (not kept)", "quick"]
     texts = [t.get_text() for t in ax.texts]
-    assert " 31 s" in texts
+    assert "  31 s" in texts
     assert "99.20 %, n = 3" in texts
     plt.close("all")
 
