@@ -143,6 +143,8 @@ def test_the_recipes_are_the_ones_that_were_run():
         "reference-fast": {0, 1, 2, 3, 4},
         "fast": set(range(10)),
         "sprint": set(range(10)),
+        "best": set(range(20)),
+        "best-20k": set(range(20)),
     }.items():
         rows = runs[runs["recipe"] == recipe]
         assert seeds <= set(rows["seed"])
