@@ -1,6 +1,6 @@
 """Figures that compare runs: spread over seeds, gains that seeds tell, forests, two runs as one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +61,13 @@ def spread(
         right.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5])
 
 
-def forest(changes: Mapping[str, Comparison], title: str, subtitle: str, label: str) -> None:
+def forest(
+    changes: Mapping[str, Comparison],
+    title: str,
+    subtitle: str,
+    label: str,
+    sure: Collection[str] | None = None,
+) -> None:
     """Draw comparisons with their intervals, the largest at the top; undecided ones are grey.
 
     Args:
@@ -69,11 +75,13 @@ def forest(changes: Mapping[str, Comparison], title: str, subtitle: str, label: 
         title: the finding.
         subtitle: what was compared, with n.
         label: of the axis.
+        sure: names of the decided ones; by default those whose interval leaves out zero.
     """
     ordered = sorted(changes.items(), key=lambda item: item[1].difference)
     with figure(title, subtitle, size=(7, 1.0 + 0.25 * len(ordered))) as (_, (ax,)):
-        for y, (_, c) in enumerate(ordered):
-            color = QUIET if not c.decided else VALIDATION if c.difference > 0 else TRAIN
+        for y, (name, c) in enumerate(ordered):
+            decided = c.decided if sure is None else name in sure
+            color = QUIET if not decided else VALIDATION if c.difference > 0 else TRAIN
             ax.plot([c.low, c.high], [y, y], color=color, lw=1.6)
             ax.plot(c.difference, y, "o", color=color, ms=5)
             ax.annotate(f"{c.difference:+.2f}", (1.0, y), xycoords=("axes fraction", "data"),
