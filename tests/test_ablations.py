@@ -110,6 +110,20 @@ def test_the_forest_sorts_and_names_every_change():
     assert high > 0.4
 
 
+def test_the_forest_colours_what_is_decided_by_itself_or_by_the_names_given():
+    both = {
+        "worse": Comparison(0.3, 0.2, 0.4, "8 paired seeds"),
+        "hardly": Comparison(0.1, 0.01, 0.19, "8 paired seeds"),
+    }
+    colours = []
+    for sure in (None, {"worse"}, ()):
+        charts.forest(both, "title", "subtitle", "points", sure)
+        colours.append({t.get_text(): t.get_color() for t in plt.gca().texts})
+        plt.close()
+    assert [c["+0.30"] == c["+0.10"] for c in colours] == [True, False, True]
+    assert colours[1]["+0.30"] == colours[0]["+0.30"] != colours[2]["+0.30"]
+
+
 def test_the_spread_shows_all_seeds_of_both_sets_and_the_seeds_needed():
     errors = {"validation": [0.5, 0.55, 0.6, 0.58], "test": [0.4, 0.45, 0.5, 0.47]}
     charts.spread(errors, {"validation": 0.05, "test": 0.05}, "title")
