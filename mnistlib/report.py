@@ -22,7 +22,8 @@ def headline(folder: Path | None = None) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     runs = read_results(folder=folder)
-    for recipe, rows in runs[runs["recipe"] != "custom"].groupby("recipe", sort=False):
+    for recipe in (name for name in RECIPES if name in set(runs["recipe"])):
+        rows = runs[runs["recipe"] == recipe]
         row = rows.iloc[0]
         val = _mean_interval(rows["val_accuracy"]) if row["n_val"] else "none held out"
         test = _mean_interval(rows["test_accuracy"])
