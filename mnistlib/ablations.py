@@ -14,7 +14,7 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
     train at all, or an optimizer has a scale of its own, its name says so. A run of a few hundred
     steps has three settings of its own: an average over the recipe's 1,000 steps would be made of
     early weights, so there it is 100; a greater share of hard images; and no elastic distortion,
-    which makes them harder still.
+    which makes them harder still. Of the last three, the longer ones keep those settings too.
     """
     base = replace(RECIPES["best"], split="writers", epochs=epochs)
     if epochs <= 2 * SHORT:
@@ -53,4 +53,5 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
         "elastic distortion added": {"elastic": 0.5},
         "triangular rate": {"pct_start": 0.5},
     }
+    changes |= {f"{n} epochs": {"epochs": n} for n in (5, 20, 60) if n != epochs}
     return {name: replace(base, **change) for name, change in changes.items()}
