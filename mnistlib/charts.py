@@ -92,7 +92,8 @@ def forest(
         ax.set_xscale("symlog", linthresh=0.2)
         ax.set_xticks([-0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10])
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-        low, high = min(c.low for c in changes.values()), max(c.high for c in changes.values())
+        low = min(0, *(c.low for c in changes.values()))  # zero is always in sight
+        high = max(0, *(c.high for c in changes.values()))
         ax.set(xlabel=label, xlim=(1.2 * low - 0.02, 1.2 * high + 0.02))
         ax.grid(axis="y", visible=False)
 

@@ -111,6 +111,17 @@ def test_the_forest_sorts_and_names_every_change():
     assert high > 0.4
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_forest_shows_zero_also_where_all_changes_lie_on_one_side(sign):
+    changes = {
+        name: Comparison(sign * d, sign * d - 0.01, sign * d + 0.01, "8 paired seeds")
+        for name, d in {"small": 0.2, "large": 0.3}.items()
+    }
+    charts.forest(changes, "title", "subtitle", "points")
+    low, high = plt.gca().get_xlim()
+    assert low < 0 < high
+
+
 def test_the_forest_colours_what_is_decided_by_itself_or_by_the_names_given():
     both = {
         "worse": Comparison(0.3, 0.2, 0.4, "8 paired seeds"),
