@@ -1,7 +1,7 @@
 """What may be concluded from runs: intervals, comparisons, how many seeds a claim needs."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 
@@ -155,6 +155,20 @@ def mcnemar(wrong_a: Collection[int], wrong_b: Collection[int]) -> tuple[int, in
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
     return only_a, only_b, min(1.0, 2 * tail)
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """p-values of many questions, by name, corrected so that all verdicts hold together.
+
+    The smallest first. At a level of 5 %, no question without an effect is decided in nineteen
+    families of twenty, however the questions depend on each other. Source: S. Holm, Scand. J.
+    Statist. 6 (1979) 65-70.
+    """
+    corrected, bound = {}, 0.0
+    for k, name in enumerate(sorted(p, key=p.__getitem__)):
+        bound = max(bound, min(1.0, p[name] * (len(p) - k)))  # never below the one before
+        corrected[name] = bound
+    return corrected
 
 
 def predicted_spread(error: float, n: int) -> float:

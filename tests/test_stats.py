@@ -1,5 +1,7 @@
 """Intervals of means, checked against scipy's own, and by how often they hold the truth."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,6 +15,7 @@ from mnistlib.stats import (
     compare_paired,
     detection_power,
     difference_interval,
+    holm,
     mcnemar,
     mean_interval,
     predicted_spread,
@@ -150,3 +153,19 @@ def test_the_best_epoch_is_never_below_the_last_and_noise_alone_inflates_it():
     found = best_epoch_inflation(noise)
     assert found.difference == pytest.approx(0.05 * 1.4236, abs=0.01)  # mean maximum of 8 normals
     assert found.decided
+
+
+@given(st.lists(st.floats(0, 1), max_size=7))
+def test_holms_correction_closes_the_test_over_every_set_of_questions(values):
+    """A question is decided where Bonferroni decides every set of questions that holds it."""
+    p = {str(i): value for i, value in enumerate(values)}
+    sets = [s for k in range(1, len(p) + 1) for s in combinations(p, k)]
+    closed = {q: max(min(1, len(s) * min(p[r] for r in s)) for s in sets if q in s) for q in p}
+    assert holm(p) == pytest.approx(closed)
+
+
+def test_holms_correction_names_the_smallest_first_and_never_falls():
+    assert holm({"b": 0.03, "a": 0.01, "c": 0.025}) == pytest.approx(
+        {"a": 0.03, "c": 0.05, "b": 0.05}
+    )
+    assert list(holm({"b": 0.03, "a": 0.01, "c": 0.025})) == ["a", "c", "b"]
