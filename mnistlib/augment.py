@@ -1,4 +1,4 @@
-"""Random distortion, affine and elastic: one per image, a whole batch at a time."""
+"""Random augmentation, affine and elastic: one per image, a whole batch at a time."""
 
 import math
 from functools import cache
@@ -18,7 +18,7 @@ def _between_points(height: int, width: int, device: torch.device, dtype: torch.
     return maps.flatten(1).to(device, dtype)
 
 
-def random_distortion(
+def augment(
     images: Tensor,
     degrees: float = 0.0,
     pixels: float = 0.0,
@@ -42,17 +42,16 @@ def random_distortion(
         elastic: standard deviation in pixels of displacements drawn at 6x6 points across the image
             and interpolated smoothly between them: a cheap form of the elastic distortion of
             P. Simard, D. Steinkraus and J. Platt, ICDAR 2003.
-        generator: source of the random numbers; torch's global one if none is given.
+        generator: source of the random numbers, on the images' device; by default torch's own.
 
     Returns:
-        Distorted images of the same shape and dtype.
+        Augmented images of the same shape and dtype.
     """
     n, _, height, width = images.shape
     if not any((degrees, pixels, scale, shear, elastic)):
         return images
-    device = generator.device if generator is not None else images.device
-    u = torch.rand(n, 6, generator=generator, device=device).mul_(2).sub_(1)  # (N, 6) in ±1
-    u = u.to(images.device, images.dtype)
+    u = torch.rand(n, 6, generator=generator, device=images.device) * 2 - 1  # (N, 6) in ±1
+    u = u.to(images.dtype)
     angle = u[:, 0] * math.radians(degrees)
     slant = torch.tan(u[:, 1] * math.radians(shear))
     # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
@@ -61,24 +60,17 @@ def random_distortion(
     # coordinates run from -1 to 1 along both sides, so a shift of p pixels is 2p / width, and
     # what turns or slants one axis into the other must be scaled by the ratio of the sides
     tall = height / width
-    rows = (
-        torch.stack(
-            (cos * zoom_x, (cos * slant - sin) * zoom_y * tall, u[:, 4] * 2 * pixels / width), 1
-        ),
-        torch.stack(
-            (sin * zoom_x / tall, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height), 1
-        ),
-    )
+    to_x = cos * zoom_x, (cos * slant - sin) * zoom_y * tall, u[:, 4] * 2 * pixels / width
+    to_y = sin * zoom_x / tall, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height
     # what F.affine_grid does, but in one product for all images, which is many times faster
     x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)  # pixel centres
     y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device)
-    here = torch.stack(
-        (x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height))
-    )
-    there = torch.cat(rows) @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
+    here = torch.stack((x.repeat(height), y.repeat_interleave(width), x.new_ones(height * width)))
+    rows = torch.cat((torch.stack(to_x, 1), torch.stack(to_y, 1)))  # (2N, 3)
+    there = rows @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
     if elastic:
-        points = torch.randn(2 * n, POINTS**2, generator=generator, device=device)
-        points = points.to(images.device, images.dtype) * elastic
+        points = torch.randn(2 * n, POINTS**2, generator=generator, device=images.device)
+        points = points.to(images.dtype) * elastic
         points[:n] *= 2 / width  # x, then y, in the coordinates of the grid
         points[n:] *= 2 / height
         there += points @ _between_points(height, width, images.device, images.dtype)

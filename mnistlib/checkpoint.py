@@ -8,211 +8,154 @@ before it, so file and checksum are one: no moment exists in which they could di
 import hashlib
 import io
 import math
-import os
-import platform
-import tempfile
+import sys
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from .config import Config, ConfigError, outputs_folder
+from .config import Config
+from .errors import CheckpointError
 from .model import build
+from .paths import outputs_folder, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 MARK = b"mnistlib-sha256:"
 TRAILER = len(MARK) + 64
 LARGEST = 100_000_000  # bytes; ours have about 300,000
-KEYS: dict[str, type] = {
-    "config": dict,
-    "source": str,
-    "history": list,
-    "accuracy": float,
-    "accuracy_kind": str,
-    "val_accuracy": float,
-    "model_state_dict": dict,
-    "optimizer_state_dict": dict,
-    "training": dict,
-    "versions": dict,
-}
-
-TRAINING = {
-    "weights", "optimizer", "scheduler", "average", "rng", "device_rng", "order", "distort", "step",
-    "seconds", "loss", "correct", "history", "evals",
-}  # fmt: skip
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be saved, trusted or used: says which, why and what to do."""
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    return {
-        "torch": str(torch.__version__),  # a TorchVersion is refused by weights_only
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def checkpoint_path(folder: Path, accuracy: float) -> Path:
-    """Return a free path: `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, the time now or soon after.
-
-    Without an accuracy (nan) the name ends in `accNA`.
-    """
-    shown = "NA" if math.isnan(accuracy) else f"{accuracy:.2f}"
-    moment = datetime.now()
-    while (path := folder / f"mnist_model_{moment:%Y%m%d_%H%M%S}_acc{shown}.pth").exists():
-        moment += timedelta(seconds=1)  # another run saved in this second: its file stays
-    return path
 
 
 def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
-    """Write a checkpoint into `folder` under the reference's name and return its path.
+    """Write a checkpoint into `folder` and return its path.
 
-    The bytes go to a temporary file, to the disk, and only then to their name: a kill or a full
-    disk at any moment leaves the earlier checkpoints untouched and no half-written one.
+    Its name is the reference's, `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, with the validation
+    accuracy; where nothing was held out it ends in `_test99.53`, the accuracy on the test set, or
+    in `_accNA`. If another run saved in this second, the next free one is taken.
 
     Raises:
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to; earlier checkpoints are as they were.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     body = bytearray(buffer.getvalue())
     body[-2:] = TRAILER.to_bytes(2, "little")  # last field of a zip file: length of the comment
-    raw = bytes(body) + MARK + hashlib.sha256(body).hexdigest().encode()
-    path = checkpoint_path(folder, content["accuracy"])
+    test, accuracy = content["test_accuracy"], content["val_accuracy"]  # nan: not evaluated
+    shown = f"acc{accuracy:.2f}" if math.isnan(test) else f"test{test:.2f}"
+    shown = shown.replace("accnan", "accNA")
+    moment = datetime.now()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".saving-", suffix=".pth", dir=folder)
-        try:
-            Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)  # noqa: PTH105 - the atomic one on every platform
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
+        while (path := folder / f"mnist_model_{moment:%Y%m%d_%H%M%S}_{shown}.pth").exists():
+            moment += timedelta(seconds=1)
+        write_atomically(path, bytes(body) + MARK + hashlib.sha256(body).hexdigest().encode())
     except OSError as error:
-        raise CheckpointError(
-            f"no checkpoint could be saved in {folder} ({error}); free space there or name "
-            "another folder. Earlier checkpoints are as they were"
-        ) from error
+        remedy = "free space there or name another folder. Earlier checkpoints are as they were"
+        raise CheckpointError(f"nothing could be saved in {folder} ({error}); {remedy}") from error
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name itself to the disk; only POSIX systems can and need to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read and verify a checkpoint: checksum, safe unpickling, schema, shapes, finite weights.
+    """Read and verify a checkpoint: its checksum and format; no code of the file is ever run.
 
     Raises:
-        CheckpointError: anything is not as it was saved; no code of the file is ever run.
+        CheckpointError: the file is not a checkpoint, or not as it was saved.
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        # a device or a pipe has no size and may have no end
-        raw = path.read_bytes() if size <= LARGEST and not path.is_fifo() and size else b""
+        # a device or a pipe may have no end
+        raw = path.read_bytes() if path.stat().st_size <= LARGEST and path.is_file() else b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    body, trailer = raw[:-TRAILER], raw[-TRAILER:]
-    if not trailer.startswith(MARK):
-        raise CheckpointError(
-            f"{path} is not a whole mnistlib checkpoint ({size:,} bytes, no checksum at its end); "
-            "it was cut off or made by another program: use another checkpoint"
-        )
-    if hashlib.sha256(body).hexdigest().encode() != trailer[len(MARK) :]:
-        raise CheckpointError(
-            f"{path} was altered after it was saved (its SHA-256 does not match); "
-            "use another checkpoint or train again"
-        )
+    body = raw[:-TRAILER]
+    if raw[-TRAILER:] != MARK + hashlib.sha256(body).hexdigest().encode():
+        fault = "is not a whole mnistlib checkpoint, or was altered after it was saved"
+        raise CheckpointError(f"{path} {fault} (its SHA-256 does not match); use another one")
     try:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        found = content.get("format")
     except Exception as error:  # a forged file can make the unpickler fail in any way
-        raise CheckpointError(
-            f"{path} holds something other than tensors and plain values and was not loaded "
-            f"({type(error).__name__}); do not use this file"
-        ) from None
-    check_content(content, path)
+        fault = f"holds something other than tensors and plain values ({type(error).__name__})"
+        raise CheckpointError(f"{path} {fault} and was not loaded; do not use it") from None
+    if found != FORMAT:
+        fault = f"has checkpoint format {found!r}, this release reads format {FORMAT}"
+        raise CheckpointError(f"{path} {fault}; use the mnistlib that wrote it, or train again")
     return content
 
 
-def check_content(content: Any, path: Path | str) -> None:
-    """Refuse a checkpoint whose parts do not fit together, naming the part."""
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {found!r}; this release reads format {FORMAT}: "
-            "use the mnistlib that wrote it"
-        )
-    for key, kind in KEYS.items():
-        if not isinstance(content.get(key), kind):
-            raise CheckpointError(
-                f"{path} has no valid {key!r} (a {kind.__name__}); use another file"
-            )
-    try:
-        config = Config(**content["config"])
-    except (TypeError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path} has a config that cannot be ({error}); use another file"
-        ) from None
-    wanted = TRAINING | ({"last_loss", "epoch_loss"} if config.focus else set())
-    if missing := wanted - set(content["training"]):
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; use another file")
-    expected = _blank_model(config).state_dict()
-    weights = content["model_state_dict"]
-    shapes = {
-        k: tuple(v.shape)
-        if isinstance(v, Tensor) and v.layout == torch.strided and v.device.type == "cpu"
-        else None
-        for k, v in weights.items()
-    }
-    if shapes != {k: tuple(v.shape) for k, v in expected.items()}:
-        raise CheckpointError(
-            f"{path} does not hold the tensors of the model {config.model!r}; use another file"
-        )
-    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f"{path} has values that are not finite in {broken[0]}; train again")
-
-
-def _blank_model(config: Config) -> nn.Module:
-    """Return a network whose weights will be overwritten; the random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        return build(config.model, config.dropout)
-
-
-def load_model(path: str | Path) -> nn.Module:
-    """Return the network of a checkpoint, ready to predict."""
+def load_model(path: str | Path) -> torch.nn.Module:
+    """Return the network of a checkpoint, ready to predict; for errors see `load_checkpoint`."""
     content = load_checkpoint(path)
-    model = _blank_model(Config(**content["config"]))
+    config = Config(**content["config"])
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+        model = build(config.model, config.dropout)
     model.load_state_dict(content["model_state_dict"])
     return model.eval()
 
 
-def published_checkpoint(recipe: str = "best") -> Path:
+def released_checkpoint(recipe: str = "best") -> Path:
     """Return the path of the checkpoint that comes with the repository: seed 0 of a recipe.
 
     Raises:
         CheckpointError: there is none, as for most recipes, or outside a clone.
     """
-    found = sorted((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
+    for path in (outputs_folder() / "checkpoints" / recipe).glob("*.pth"):
+        return path
+    raise CheckpointError(f"no released checkpoint of {recipe!r} is here; name one yourself")
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path, dict[str, Any]]]:
+    """Return step, path and content of each whole checkpoint in a folder, most steps last.
+
+    Steps are compared as numbers and read from the files: names sort as text, and a clock that is
+    set back would put an older one last. A damaged one is named on standard error and left out.
+    """
+    found = []
+    for path in sorted(folder.glob("mnist_model_*.pth")):
+        try:
+            content = load_checkpoint(path)
+            found.append((content["training"]["progress"]["step"], path, content))
+        except CheckpointError as error:
+            print(f"WARNING: not used: {error}", file=sys.stderr)
+    return sorted(found, key=lambda f: f[0])
+
+
+def latest_checkpoint(path: str | Path) -> Path:
+    """Return a checkpoint itself, or of a run's folder the whole one with the most steps.
+
+    Raises:
+        CheckpointError: the folder has none.
+    """
+    found = checkpoints(Path(path)) if Path(path).is_dir() else [(0, Path(path), {})]
     if not found:
-        raise CheckpointError(f"no published checkpoint of {recipe!r} is here; name one yourself")
-    return found[-1]
+        raise CheckpointError(f"{path} has no checkpoint to go on from; begin the run anew")
+    return found[-1][1]
+
+
+def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
+    """Return the training state in a checkpoint of the same run.
+
+    Raises:
+        CheckpointError: it is damaged, or of other settings or data.
+    """
+    content = load_checkpoint(path)
+    if content["config_hash"] != config.hash(source):
+        there = asdict(Config(**content["config"])) | {"data source": content["source"]}
+        here = asdict(config) | {"data source": source}
+        differ = [f"{k} {there[k]!r} there, {here[k]!r} here" for k in here if there[k] != here[k]]
+        fault = f"is of another run ({'; '.join(differ)})"
+        raise CheckpointError(f"{path} {fault}; resume with the same settings")
+    return content["training"]
+
+
+def prune_checkpoints(latest: Path, finished: bool) -> None:
+    """Remove the older checkpoints of a run from the folder of its latest one.
+
+    Of an unfinished run two stay: should the latest be damaged, there is the one before it.
+    """
+    found = checkpoints(latest.parent)
+    run = next(content["config_hash"] for _, path, content in found if path == latest)
+    own = sorted((step, path == latest, path) for step, path, c in found if c["config_hash"] == run)
+    for _, newest, path in own[: -1 if finished else -2]:
+        if not newest:  # a run trained anew has fewer steps than its own earlier checkpoints
+            path.unlink(missing_ok=True)

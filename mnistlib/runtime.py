@@ -1,0 +1,103 @@
+"""The process that a run is in: its device, threads, random state, memory and signals."""
+
+import ctypes
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a Config: `auto` is the accelerator torch sees, else the CPU.
+
+    Raises:
+        ConfigError: this machine or this torch has no such device.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    if name != "cpu" and (found is None or found.type != name):
+        has = f"cpu and {found.type}" if found else "cpu alone"
+        raise ConfigError(f"device is {name!r}, but torch finds {has} here; use one of these")
+    return torch.device(name)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    return {
+        "torch": str(torch.__version__),  # a TorchVersion is refused by weights_only
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@contextmanager
+def run_context(threads: int, seed: int) -> Iterator[None]:
+    """Set threads (0: leave them) and seed for the length of a run, and keep its freed memory."""
+    usual = torch.get_num_threads()
+    with torch.random.fork_rng(), keep_freed_memory():
+        try:
+            if threads:
+                torch.set_num_threads(threads)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(usual)
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Have glibc keep what is freed instead of giving it back to the system; elsewhere do nothing.
+
+    Each training step allocates and frees the same megabytes. Given back, they come as fresh pages
+    the next time, some thousand page faults a step: a tenth to a quarter of its time.
+    """
+    threshold, trim = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    usual = 128 * 1024  # of both, as mallopt(3) says
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(threshold, 1 << 25)  # the most that it takes
+        libc.mallopt(trim, (1 << 31) - 1)
+    except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(threshold, usual)
+        libc.mallopt(trim, usual)
+        libc.malloc_trim(0)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Collect the numbers of Ctrl-C and SIGTERM in a list, so that a run stops between two steps.
+
+    A second one does what it usually does. Signals reach the main thread alone, so in any other
+    there is nothing to do; nor for a signal that the process was started to ignore.
+    """
+    caught: list[int] = []
+    usual: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        usual = {k: v for k, v in known.items() if v not in (signal.SIG_IGN, None)}
+
+    def hook(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, usual[number])
+
+    for number in usual:
+        signal.signal(number, hook)
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)

@@ -1,0 +1,183 @@
+"""Networks written in one line, the named ones among them, and how they all take pixels."""
+
+import re
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+# Mean and standard deviation of the 60,000 training images, pixels scaled to 0..1. They live in
+# the network, so that a checkpoint predicts from raw pixels and nobody has to guess them.
+MEAN, STD = 0.1307, 0.3081
+TOLERANCE = 1e-3  # by which resampled pixels may leave 0..1
+HEADS = ("full", "pooled", "shared", "depthwise", "separable")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+MODELS = {
+    "reference": "c8 r2 p d x16 r2 p d full",  # built as `ReferenceNet`, its equal bit for bit
+    "reference-pooled": "c8 r2 p d x16 r2 p d pooled",
+    "reference-shared": "c8 r2 p d x16 r2 p d shared",
+    "reference-depthwise": "c8 r2 p d x16 r2 p d depthwise",
+    "reference-separable": "c8 r2 p d x16 r2 p d separable",
+    "reference-plain": "c8 c8 c8 p d x16 c16 c16 p d full",  # without the residual shortcuts
+    "reference-unnormalised": "bias c8 r2 p d x16 r2 p d full",
+    "reference-gelu": "gelu c8 r2 p d x16 r2 p d full",
+    "reference-silu": "silu c8 r2 p d x16 r2 p d full",
+    # the reference's blocks on 7x7 maps: 18,216 parameters, under a third of the
+    # multiply-accumulates, about a quarter of the activations
+    "early": "c24k5s2p x16 r2 r2 full",
+}
+
+
+def normalise(pixels: Tensor, network: nn.Module) -> Tensor:
+    """Bring pixels to zero mean and unit variance, in the dtype of a network's weights.
+
+    In eager evaluation pixels are checked first: digits that somebody else has normalised already,
+    or floats of 0..255, would be misclassified without a word. Training, exporting and compiling,
+    where looking at values would cost time or fail, are left alone.
+
+    Args:
+        pixels: uint8 in 0..255 or float in 0..1, of any shape.
+        network: whose input they are.
+
+    Raises:
+        ValueError: the network is in evaluation mode and pixels lie outside 0..1.
+    """
+    scale = 255.0 if pixels.dtype == torch.uint8 else 1.0
+    unseen = network.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if scale == 1 and not (unseen or pixels.is_meta or pixels.numel() == 0):
+        low, high = (float(v) for v in pixels.detach().aminmax())
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+            raise ValueError(
+                f"the pixels go from {low:g} to {high:g}, but the network takes uint8 from 0 to "
+                "255 or floats from 0 to 1; give them as they are, it normalises them itself"
+            )
+    return (pixels.to(next(network.parameters()).dtype) - MEAN * scale) / (STD * scale)
+
+
+class SpecNet(nn.Sequential):
+    """A network from a one-line spec, for 28x28 grey images; input and output as `ReferenceNet`.
+
+    Words, from the image to the head: `c16k5s2` is a convolution of kernel 5 and stride 2 to 16
+    channels, with BatchNorm and ReLU (`k3` and `s1` may be left out; a `p` at its end pools 2x2
+    before the BatchNorm); `r2` a residual block of two 3x3 convolutions; `p` max-pooling 2x2;
+    `x16` a bare 1x1 convolution to 16 channels; `d` dropout (if no word is `d`, it comes before
+    the head); `gelu` or `silu` replaces the ReLU and `bias` the BatchNorm of what follows; last
+    a head of `HEADS` on a 7x7 map.
+
+    Args:
+        spec: e.g. `c16k5s2 r1 p r2 r2 full`.
+        dropout: probability of zeroing an activation.
+
+    Raises:
+        ValueError: an unknown word, or a map before the head that is not 7x7.
+    """
+
+    def __init__(self, spec: str, dropout: float = 0.05) -> None:
+        *words, head = spec.split() or [""]
+        layers: list[nn.Module] = []
+        c, size = 1, 28
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+        activation: Callable[[], nn.Module] = nn.ReLU
+        for word in words if "d" in words else [*words, "d"]:
+            if m := re.fullmatch(r"c([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
+                out, kernel, stride = int(m[1]), int(m[2] or 3), int(m[3] or 1)
+                conv = nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False)
+                # pooled before the BatchNorm, there is less to normalise
+                pool = [nn.MaxPool2d(2)] if m[4] else []
+                layers.append(nn.Sequential(conv, *pool, norm(out), activation()))
+                c, size = out, size // stride // (2 if pool else 1)
+            elif m := re.fullmatch(r"r([1-4])", word):
+                conv3x3 = partial(nn.Conv2d, c, c, kernel_size=3, padding=1, bias=False)
+                steps = [(conv3x3(), norm(c), activation()) for _ in range(int(m[1]))]
+                layers.append(_Residual(*(layer for step in steps for layer in step)))
+            elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
+                layers.append(nn.Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
+            elif word == "p":
+                layers.append(nn.MaxPool2d(2))
+                size //= 2
+            elif word == "d":
+                layers.append(nn.Dropout(dropout))
+            elif word == "bias":
+                norm = _Bias
+            elif word in ACTIVATIONS:
+                activation = ACTIVATIONS[word]
+            else:
+                raise ValueError(f"{word!r} is no layer; layers are like c16k5s2, r2, p, x16, d")
+        if head not in HEADS or size != 7:
+            needed = f"must end in a head ({', '.join(HEADS)}) on a 7x7 map"
+            raise ValueError(f"{spec!r} {needed}; here it is {head!r} on {size}x{size}")
+        super().__init__(*layers, make_head(head, c))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
+        return super().forward(normalise(pixels, self)).flatten(1)  # (N, 10, 1, 1) -> (N, 10)
+
+
+class _Residual(nn.Sequential):
+    """Convolutions that keep the shape; the input is added before the last activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *steps, activation = self
+        y = x
+        for step in steps:
+            y = step(y)
+        return activation(y + x)
+
+
+class _Bias(nn.Module):
+    """What remains of a BatchNorm that does not normalise: a bias for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias[:, None, None]
+
+
+def make_head(kind: str, c: int = 16) -> nn.Module:
+    """Return what turns a `(N, c, 7, 7)` map into `(N, 10, 1, 1)`; `kind` is one of `HEADS`."""
+    classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # of c = 16: 160 parameters
+    if kind == "full":
+        return nn.Conv2d(c, 10, kernel_size=7, bias=False)  # 10 * 16 * 7 * 7 = 7,840
+    if kind == "pooled":
+        return nn.Sequential(nn.AvgPool2d(7), classify())
+    if kind == "shared":
+        return nn.Sequential(_SharedWindow(), classify())  # 49 + 160 = 209
+    if kind == "depthwise":  # one 7x7 window a channel: 784 + 160 = 944
+        return nn.Sequential(nn.Conv2d(c, c, kernel_size=7, groups=c, bias=False), classify())
+    columns = nn.Conv2d(c, 10, kernel_size=(7, 1), bias=False)  # -> (N, 10, 1, 7)
+    rows = nn.Conv2d(10, 10, kernel_size=(1, 7), bias=False)  # -> (N, 10, 1, 1)
+    return nn.Sequential(columns, rows)  # 1,120 + 700 = 1,820
+
+
+class _SharedWindow(nn.Conv2d):
+    """One 7x7 window of weights, the same for every channel: `(N, C, 7, 7) -> (N, C, 1, 1)`."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, kernel_size=7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return super().forward(x.reshape(n * c, 1, h, w)).reshape(n, c, 1, 1)
+
+
+@cache
+def check_model(name: str) -> None:
+    """Refuse a name that is not in `MODELS` and not a spec, without drawing random numbers.
+
+    Raises:
+        ValueError: the name is unknown, or the spec has a fault.
+    """
+    if name not in MODELS and " " not in name:
+        known = f"choose one of {', '.join(MODELS)}"
+        remedy = "or write a one-line spec, such as c16k5s2 r1 p r2 r2 full"
+        raise ValueError(f"there is no model {name!r}; {known}, {remedy}")
+    with torch.device("meta"):
+        SpecNet(MODELS.get(name, name))
