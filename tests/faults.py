@@ -1,28 +1,32 @@
-"""What the fault tests share: their two lengths, and the table that the long form writes."""
+"""What the fault tests share: their two lengths, and the table that the long form writes.
 
-import os
+    @short_and_long(10, 200)
+    def test_after_a_kill_nothing_is_lost(n, request):
+        ...
+        note(request, "kills while saving", "mnistlib", n, lost)
+
+The short form always runs. The long one has the marker `stress`, so `make stress` runs it.
+"""
+
 from datetime import UTC, datetime
 
-from mnistlib.checkpoint import versions
-from mnistlib.config import outputs_folder
-from mnistlib.ledger import append, commit
+import pytest
 
-STRESS = bool(os.environ.get("MNISTLIB_STRESS"))
-FOLDER = outputs_folder() / "results"
+from mnistlib.experiments.ledger import append_rows, commit
+from mnistlib.paths import outputs_folder
+from mnistlib.runtime import versions
+
 COLUMNS = ("fault", "what", "tries", "bad", "torch", "python", "platform", "commit", "finished")
 
 
-def tries(short: int, long: int) -> int:
-    """Return how often a fault is tried: `make stress` takes the long form."""
-    return long if STRESS else short
+def short_and_long(short: object, long: object) -> pytest.MarkDecorator:
+    """Give a test its argument `n`: how often the fault is tried, or what else makes it long."""
+    return pytest.mark.parametrize("n", [short, pytest.param(long, marks=pytest.mark.stress)])
 
 
-def note(fault: str, what: str, n: int, bad: int) -> None:
-    """In the long form, write a row of `faults.csv`: of `n` tries of a fault, `bad` did harm."""
-    if not STRESS:
-        return
-    known = versions()
-    row = {"fault": fault, "what": what, "tries": n, "bad": bad, "commit": commit(),
-           "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-           **{k: known[k] for k in ("torch", "python", "platform")}}  # fmt: skip
-    append(FOLDER / "faults.csv", COLUMNS, [row])
+def note(request: pytest.FixtureRequest, fault: str, what: str, tries: int, bad: int) -> None:
+    """In the long form, write a row of `faults.csv`: of so many tries, `bad` did harm."""
+    if request.node.get_closest_marker("stress"):
+        row = versions() | {"fault": fault, "what": what, "tries": tries, "bad": bad}
+        row |= {"commit": commit(), "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        append_rows(outputs_folder() / "results" / "faults.csv", COLUMNS, [row])

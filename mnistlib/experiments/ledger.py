@@ -1,0 +1,295 @@
+"""The ledger: a record per finished run, and the CSV tables that are collected from them."""
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import Budget, Config, Evaluation, Run
+from ..errors import LedgerError
+from ..paths import outputs_folder, runs_folder, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# what a row says is written down in outputs/README.md
+COLUMNS = (
+    "recipe", "config_hash", "seed", "source", "split", "model", "parameters",
+    "multiply_accumulates", "epochs", "n_val", "val_accuracy", "val_loss", "train_accuracy",
+    "train_loss", "n_test", "test_accuracy", "test_loss", "seconds", "memory_mb", "optimizer_mb",
+    "checkpoint_bytes", "device", "threads", "torch", "python", "platform", "commit", "finished",
+    "config",
+)  # fmt: skip
+EPOCH_COLUMNS = (
+    "config_hash", "seed", "epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr",
+    "seconds",
+)  # fmt: skip
+MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
+# in the order in which they are written: a run that `runs` has must be whole in the others
+TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
+# columns that may differ where the same run was made by another process, machine or engine
+HOST_COLUMNS = (
+    "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
+    "finished",
+)  # fmt: skip
+
+Rows = list[dict[str, Any]]
+
+
+def record(
+    run: Run,
+    test: Evaluation | None = None,
+    folder: Path | None = None,
+    memory_mb: float | None = None,
+    optimizer_mb: float | None = None,
+) -> dict[str, Any]:
+    """Write the record of a finished run, `run.json` in the run's own folder; return its row.
+
+    The file holds the row of `runs.csv`, those of `history.csv`, and which test images were
+    misclassified. It is written whole or not at all, and replaces an earlier one of the same run.
+
+    Args:
+        run: the run; interrupted ones are refused.
+        test: its final weights on the test set, where they were evaluated.
+        folder: the ledger's folder; by default `runs_folder()`, which git ignores.
+        memory_mb: peak resident size that the process added above `import torch`, in MB.
+        optimizer_mb: how much of it the mere making of a torch optimizer adds.
+
+    Raises:
+        LedgerError: the folder cannot be written to.
+        ValueError: the run was interrupted.
+    """
+    if run.interrupted:
+        raise ValueError("an interrupted run has no row in the ledger; resume it first")
+    key = {"config_hash": run.config.hash(run.source), "seed": run.config.seed}
+    settings, last = asdict(run.config), run.history[-1]
+    measured = {
+        "recipe": run.config.recipe,
+        "source": run.source,
+        "parameters": run.parameters,
+        "multiply_accumulates": Budget(run.model).multiply_accumulates,
+        "n_val": run.n_val,
+        "val_accuracy": round(last["val_acc"], 4),
+        "val_loss": round(last["val_loss"], 6),
+        "train_accuracy": round(last["train_acc"], 4),
+        "train_loss": round(last["train_loss"], 6),
+        "n_test": test.n if test else None,
+        "test_accuracy": round(test.accuracy, 4) if test else None,
+        "test_loss": round(test.loss, 6) if test else None,
+        "seconds": round(run.seconds, 1),
+        "memory_mb": None if memory_mb is None else round(memory_mb),
+        "optimizer_mb": None if optimizer_mb is None else round(optimizer_mb),
+        "checkpoint_bytes": run.checkpoint.stat().st_size if run.checkpoint else None,
+        "threads": int(run.versions["threads"]),
+        "commit": commit(),
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config": json.dumps(settings),
+    }
+    row = settings | run.versions | key | measured
+    content = {
+        "row": {column: row[column] for column in COLUMNS},
+        "history": [key | {k: round(v, 8) for k, v in epoch.items()} for epoch in run.history],
+        "wrong": test and test.wrong,
+    }
+    # JSON has no nan: null stands for what was not measured
+    content = json.loads(json.dumps(content), parse_constant=lambda nan: None)
+    path = (folder or runs_folder()) / run.config.run_name(run.source) / "run.json"
+    _write(path, json.dumps(content, indent=1))
+    return content["row"]
+
+
+def collect(folder: Path | None = None) -> None:
+    """Bring the tables of a ledger up to date with the records in its folder.
+
+    Rows that are there keep their order and text; new ones follow in the order in which their runs
+    finished. Where table and record both have a run, the table counts, except that a row without
+    test figures gives way to a record with them. Records stay where they are, so whatever other
+    processes write meanwhile, the next call finds all runs.
+
+    Raises:
+        LedgerError: a table or a record is not one, or the folder cannot be written to.
+    """
+    folder = folder or runs_folder()
+    for name, rows in _with_records(folder).items():
+        path = folder / f"{name}.csv"
+        old, new = (_text(TABLES[name], table) for table in (_read_table(path), rows))
+        if sorted(old.splitlines()) != sorted(new.splitlines()):
+            _write(path, new)
+
+
+def check_ledger(folder: Path | None = None) -> None:
+    """Refuse, before anything is trained, a ledger that its runs could not be written to.
+
+    Raises:
+        LedgerError: a table or a record is not one, or the folder cannot be written to.
+    """
+    folder = folder or runs_folder()
+    _write(folder / ".writable", "")
+    (folder / ".writable").unlink(missing_ok=True)  # a check beside this one may have been quicker
+    _with_records(folder)
+
+
+def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, int]]:
+    """Return config hash and seed of each run of a ledger; with `test`, of those with test figures.
+
+    Raises:
+        LedgerError: a table or a record is not one.
+    """
+    rows = _with_records(folder or runs_folder(), ("runs",))["runs"]
+    return {(r["config_hash"], int(r["seed"])) for r in rows if not test or _tested(r)}
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a table that is not collected from records; it is made if it is not there.
+
+    Raises:
+        LedgerError: the file is no table with these columns, or cannot be written.
+    """
+    _write(path, _text(columns, [*_read_table(path, columns), *rows]))
+
+
+def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table of the ledger: its rows in their order, then those of records not collected.
+
+    Args:
+        name: `runs`, `history`, `misread`, or another CSV file of the folder.
+        folder: the ledger's folder; by default that of the committed one.
+
+    Raises:
+        LedgerError: there is no such table, or it has no rows, or it is not one.
+    """
+    import pandas as pd  # not at the top: whoever trains one network does not need it
+
+    path = (folder or outputs_folder() / "results") / f"{name}.csv"
+    known = name in TABLES
+    rows = _with_records(path.parent, ("runs", name))[name] if known else _read_table(path)
+    if not rows:
+        raise LedgerError(f"{path} is not there or has no rows; name a folder that holds a ledger")
+    text = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
+    return pd.read_csv(text, dtype={"config_hash": str, "commit": str})
+
+
+def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table sorted and without columns of time and host: equal whoever made the runs."""
+    table = read_results(name, folder).drop(columns=list(HOST_COLUMNS), errors="ignore")
+    by = [column for column in ("config_hash", "seed", "epoch") if column in table]
+    return table.sort_values(by, ignore_index=True)
+
+
+def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
+    """Return the runs of a Config, whatever their seeds, devices and threads."""
+    runs = read_results(folder=folder)
+    made = set(zip(runs["seed"], runs["source"], strict=True))
+    wanted = {replace(config, seed=seed).hash(source) for seed, source in made}
+    return runs[runs["config_hash"].isin(wanted)]
+
+
+def images_seen(row: "pd.Series") -> int:
+    """Return how many training images a run of the ledger saw, repetitions counted."""
+    return int(row["epochs"]) * (json.loads(row["config"])["epoch_images"] or 60_000 - row["n_val"])
+
+
+@cache
+def commit() -> str:
+    """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown.
+
+    It is asked once a process, and by those who train before they do: the code may change later.
+    """
+    ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(ask, cwd=here, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _with_records(folder: Path, names: Sequence[str] = tuple(TABLES)) -> dict[str, Rows]:
+    """Return the rows of tables by name, those of records included."""
+    tables: dict[str, dict[tuple[str, str], Rows]] = {name: {} for name in names}
+    for name, runs in tables.items():
+        for row in _read_table(folder / f"{name}.csv", TABLES[name]):
+            runs.setdefault((row["config_hash"], row["seed"]), []).append(row)
+    records = [_read_record(path) for path in sorted(folder.glob("*/run.json"))]
+    for found in sorted(records, key=lambda f: (f["runs"][0]["finished"], f["runs"][0]["seed"])):
+        (row,) = found["runs"]
+        key = row["config_hash"], str(row["seed"])
+        known = tables["runs"].get(key)
+        if not known or (_tested(row) and not _tested(known[0])):
+            for name, runs in tables.items():
+                runs[key] = found[name]
+    return {name: [row for rows in runs.values() for row in rows] for name, runs in tables.items()}
+
+
+def _tested(row: Mapping[str, Any]) -> bool:
+    return row["test_accuracy"] not in ("", None)
+
+
+def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
+    """Return the rows of a table as text; none where there is no file.
+
+    Raises:
+        LedgerError: the file is no table, or one of other columns than those given.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), list(reader.fieldnames or ())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LedgerError(f"{path} cannot be read as a table ({why}); move it away") from None
+    if columns and header != list(columns):
+        odd = ", ".join(sorted({*header} ^ {*columns}))
+        raise LedgerError(f"{path} has other columns than it should ({odd:.60}); move it away")
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not row.get("seed", "0").isdecimal():
+            raise LedgerError(f"line {line} of {path} is not a whole row; restore the file")
+    return rows
+
+
+def _read_record(path: Path) -> dict[str, Rows]:
+    """Return the rows that a record has for each table, as text.
+
+    Raises:
+        LedgerError: the file is not the record of a run.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        row, wrong = content["row"], content["wrong"]
+        found = {"runs": [row], "history": content["history"], "misread": []}
+        if wrong is not None:
+            found["misread"] = [row | {"n": row["n_test"], "wrong": " ".join(map(str, wrong))}]
+        epochs = ({*epoch} == {*EPOCH_COLUMNS} for epoch in content["history"])
+        if {*row} == {*COLUMNS} and isinstance(row["seed"], int) and all(epochs):
+            return found
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise LedgerError(f"{path} is not the record of a run; remove it to have the run trained again")
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    lines = [columns, *([row.get(column) for column in columns] for row in rows)]
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of the ledger whole or not at all.
+
+    Raises:
+        LedgerError: it cannot be written.
+    """
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        fault = f"{path.parent} cannot be the folder of a ledger ({error.strerror})"
+        raise LedgerError(f"{fault}; free space there or name another one") from None

@@ -1,0 +1,147 @@
+"""The README's generated blocks: tables that no hand has typed."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from .. import RECIPES
+from ..errors import LedgerError
+from ..paths import outputs_folder, write_atomically
+from .ledger import images_seen, read_results
+from .stats import mean_interval
+
+BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
+
+
+def headline(folder: Path | None = None) -> str:
+    """Return the README's headline table, a row per recipe, from the committed ledger."""
+    lines = [
+        "| recipe | network | parameters | training images seen | seeds | "
+        "validation accuracy, mean [95 %] | test accuracy, mean [95 %] | sd |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    runs = read_results(folder=folder)
+    for recipe in (name for name in RECIPES if name in set(runs["recipe"])):
+        rows = runs[runs["recipe"] == recipe]
+        row = rows.iloc[0]
+        val = _mean_interval(rows["val_accuracy"]) if row["n_val"] else "none held out"
+        test = _mean_interval(rows["test_accuracy"])
+        sd = rows["test_accuracy"].std()  # nan for one seed, or where none was evaluated
+        lines.append(
+            f"| `{recipe}` | {row['model']} | {row['parameters']:,} | {images_seen(row):,} | "
+            f"{len(rows)} | {val} | {test} | {'' if pd.isna(sd) else f'{sd:.3f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def speed(folder: Path | None = None) -> str:
+    """Return the README's table of training times, beside the conventional loop's.
+
+    `sprint`, which ends at 99.0 %, is set against the conventional loop's first epoch there.
+    """
+    rows = read_results("speed", folder)
+    rows = rows[(rows["kind"] == "run") & (rows["go"] == rows["go"].max())]
+    seconds = dict(list(rows.groupby("name")["seconds"]))
+    runs = read_results(folder=folder)
+    keys = runs[runs["recipe"] == "reference"][["config_hash", "seed", "epochs"]]
+    reached = read_results("history", folder).merge(keys).query("val_acc >= 99")
+    first = reached.groupby("seed")["epoch"].min().median() / reached["epochs"].iloc[0]
+    lines = [
+        "| training | threads | times taken | seconds, median (range) | times as fast | as |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, what, share, yardstick in (
+        ("conventional", "`reference` by the conventional loop", 1.0, ""),
+        ("fast", "`fast`", 1.0, "the whole conventional run"),
+        ("sprint", "`sprint`", first, "the conventional run to 99.0 %"),
+    ):
+        own = seconds[name]
+        times = seconds["conventional"].median() * share / own.median()
+        lines.append(
+            f"| {what} | {rows['threads'].iloc[0]} | {len(own)} | {_median_range(own)} | "
+            f"{times:.1f} | {yardstick} |"
+        )
+    return "\n".join(lines)
+
+
+def promises(folder: Path | None = None) -> str:
+    """Return the README's table of the reference's promises beside the committed runs."""
+    runs, published = read_results(folder=folder), read_results("published", folder)["val_acc"]
+    rows = runs[runs["recipe"] == "reference"]
+    history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
+    memory, optimizer = rows["memory_mb"].max(), rows["optimizer_mb"].max()
+    lines = [
+        f"|  | promised | here, `reference` recipe, n = {len(rows)} seeds |",
+        "| --- | --- | --- |",
+        f"| parameters | 13,912 | {rows['parameters'].iloc[0]:,} |",
+        f"| validation accuracy, best epoch | {published.max():.2f} % (one run) | "
+        f"{_mean_range(history.groupby('seed')['val_acc'].max())} |",
+        f"| validation accuracy, last epoch | {published.iloc[-1]:.2f} % (one run) | "
+        f"{_mean_range(rows['val_accuracy'])} |",
+        "| training time, 20 epochs | about 10 minutes on a CPU | "
+        f"{_median_range(rows['seconds'] / 60)} minutes, median (range), with one thread |",
+        f"| memory | under 500 MB | {memory:.0f} MB above `import torch`, of which "
+        f"{optimizer:.0f} MB come with torch's first optimizer |",
+        f"| disk | about 50 MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB for a checkpoint |",
+    ]
+    return "\n".join(lines)
+
+
+def summary_sentence(recipe: str, folder: Path | None = None) -> str:
+    """Say in a sentence what the committed runs of a recipe reach at their last epoch.
+
+    Raises:
+        LedgerError: the ledger has no run of that recipe.
+    """
+    runs = read_results(folder=folder)
+    rows = runs[runs["recipe"] == recipe]
+    if rows.empty:
+        raise LedgerError(f"the ledger has no run of the recipe {recipe!r}")
+    last = rows.iloc[-1]
+    part, kind = ("val", "validation") if last["n_val"] else ("test", "test")
+    seen = rows[f"{part}_accuracy"]
+    return (
+        f"{recipe}: {seen.mean():.2f} % {kind} accuracy after {images_seen(last):,} images in "
+        f"{last['epochs']} epochs, mean of n = {len(rows)} seeds (range {seen.min():.2f} to "
+        f"{seen.max():.2f}), last epoch, {int(last[f'n_{part}']):,} {kind} images, "
+        f"{last['parameters']:,} parameters"
+    )
+
+
+def write_report(check: bool = False, readme: Path | None = None) -> bool:
+    """Renew the generated blocks of the README; return whether they were out of date.
+
+    Raises:
+        LedgerError: the ledger lacks a table, or the README is not there, or not with the marks.
+    """
+    readme = readme or outputs_folder().parent / "README.md"
+    if not readme.is_file():
+        raise LedgerError(f"{readme} is not there: the report is part of the repository")
+    text = new = readme.read_text(encoding="utf-8")
+    for name, block in {"headline": headline(), "speed": speed(), "promises": promises()}.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
+            raise LedgerError(f"{readme} must have the marks {begin} and {end} once, in order")
+        before, after = new.split(begin)[0], new.split(end)[1]
+        new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text and not check:
+        write_atomically(readme, new.encode())
+    return new != text
+
+
+def _median_range(values: pd.Series) -> str:
+    return f"{values.median():.1f} ({values.min():.1f} to {values.max():.1f})"
+
+
+def _mean_range(values: pd.Series) -> str:
+    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
+
+
+def _mean_interval(values: pd.Series) -> str:
+    """Say the mean with its 95 % interval over seeds (Student's t)."""
+    if values.isna().any():
+        return "not evaluated"
+    if len(values) == 1:
+        return f"{values.iloc[0]:.2f} % (one seed)"
+    mean, low, high = mean_interval(list(values))
+    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"

@@ -1,0 +1,247 @@
+"""Many runs side by side, each once, whatever stops them; and committed runs made again."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, cpu_count, delayed
+
+from .. import Config, MnistlibError, evaluate, load_mnist, train
+from ..checkpoint import checkpoints
+from ..errors import LedgerError
+from ..paths import runs_folder
+from ..runtime import run_context
+from .ledger import check_ledger, collect, commit, finished, read_results, record
+from .stats import predicted_spread
+
+# Times that a run may begin in a sweep. Were it four, Dask would give up a run that kills its
+# workers before we do, and joblib 1.6 does not notice that: it would wait for ever
+MAX_ATTEMPTS = 3
+# Random numbers and threads are a process's, so the threads of a worker take turns
+ONE_AT_A_TIME = threading.Lock()
+
+
+def sweep(
+    configs: Sequence[Config],
+    ledger: Path | None = None,
+    *,
+    data: str = "auto",
+    test: bool = False,
+    curves: bool = False,
+    workers: int = 0,
+) -> tuple[int, int]:
+    """Train each Config that the ledger lacks and record it; return the runs done and failed.
+
+    Each run is recorded as it ends, and the tables are collected at the end. Whatever stops the
+    sweep, the same call again does the rest: runs that were in flight go on from the checkpoint of
+    their last epoch, to the same bits; those of a killed worker do so by themselves, in a new one.
+    Two cores train more images a second as two runs of one thread than as one run of two (notebook
+    08).
+
+    joblib shares out the runs: in `with joblib.parallel_config(backend="dask"):` they go to the
+    workers of a Dask cluster, which must see the ledger's folder.
+
+    Args:
+        configs: the runs; each gets one thread unless its `threads` says otherwise.
+        ledger: folder of the ledger; by default `runs_folder()`.
+        data: as for `load_mnist`; each worker loads it once.
+        test: evaluate the final weights of each run on the test set; a run that the ledger has
+            without test figures is trained again.
+        curves: evaluate the validation images after every epoch, not only after the last.
+        workers: processes; 0: one per core. A cluster has its own number.
+
+    Raises:
+        DatasetError: the digits are missing or damaged.
+        KeyboardInterrupt: on Ctrl-C, after the workers were ended.
+        LedgerError: the ledger is not one, or cannot be written to.
+    """
+    folder = (ledger or runs_folder()).absolute()
+    check_ledger(folder)
+    digits = _digits(data)
+    known = finished(folder, test and digits.test is not None)
+    runs = {(c.hash(digits.source), c.seed): replace(c, threads=c.threads or 1) for c in configs}
+    left = [config for key, config in runs.items() if key not in known]
+    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    total, failed, rounds, began = len(left), 0, 0, time.time()
+    common = folder, digits.source if data == "auto" else data, test, curves, os.getpid()
+
+    def starts(config: Config) -> Path:
+        own = folder / config.run_name(digits.source) / "unfinished"
+        return own / f"starts-{os.getpid()}-{began}"
+
+    how: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+    how |= {"initializer": _serve, "initargs": (os.getpid(),), "idle_worker_timeout": 10}
+    try:
+        while left and rounds < MAX_ATTEMPTS + 2:
+            rounds += 1
+            # a killed worker takes the others with it: whose fault it was is found one by one
+            lost = [config for config in left if starts(config).exists()]
+            n = 2 if lost else min(workers or cpu_count(), len(left))
+            pool = Parallel(n, pre_dispatch=1 if lost else "n_jobs", **how)
+            jobs = [delayed(_train_one)(c, starts(c), *common) for c in lost or left]
+            try:
+                with closing(pool(jobs)) as ended:
+                    for config, said, fails in ended:
+                        if not said:
+                            continue  # its worker was asked to end; the next round has it again
+                        left.remove(config)
+                        failed, rounds, n = failed + fails, 0, total - len(left)
+                        rest = (time.time() - began) / n * len(left) / 60
+                        line = f"{n} of {total}, {failed} failed, {rest:.0f} min left: "
+                        line += f"{'FAILED: ' * fails}{config.recipe} seed {config.seed}: {said}"
+                        print(line, file=sys.stderr if fails else sys.stdout, flush=True)
+            except BrokenExecutor:
+                print(f"a worker was killed, {len(left)} runs are left", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted, {len(left)} of {total} runs are left; the same command goes on")
+        raise
+    for config in left:
+        print(f"FAILED: {config.recipe} seed {config.seed}: its worker was killed", file=sys.stderr)
+    collect(folder)
+    return total - failed - len(left), failed + len(left)
+
+
+_digits = cache(load_mnist)
+
+
+def _serve(sweep_process: int) -> None:
+    """Leave Ctrl-C to the process of the sweep, which ends its workers, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == sweep_process:
+            time.sleep(1)
+        os._exit(1)  # what was in flight goes on from its checkpoint in the next sweep
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _train_one(
+    config: Config, starts: Path, folder: Path, data: str, test: bool, curves: bool, sweep: int
+) -> tuple[Config, str, bool]:
+    """Train, evaluate and record a run in a worker; return it, what to say, and if it failed.
+
+    There is nothing to say where the worker was asked to end. The file `starts`, in the folder of
+    the checkpoint, has a line for each time that the run began in this sweep, the process in which
+    it did; `sweep` is the sweep's process.
+    """
+    try:
+        with ONE_AT_A_TIME, run_context(config.threads, config.seed):
+            commit()  # what runs now; files may change before this process ends
+            own = starts.parent
+            own.mkdir(parents=True, exist_ok=True)
+            with starts.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            if len(starts.read_text().splitlines()) > MAX_ATTEMPTS:
+                return config, f"its worker was killed {MAX_ATTEMPTS} times", True
+            digits = _digits(data)
+            resume = max(checkpoints(own), default=(0, None))[1]
+            every = 0 if curves else None
+            run = train(config, digits, resume, folder=own, eval_every=every, verbose=False)
+            if run.interrupted and os.getpid() == sweep:
+                raise KeyboardInterrupt
+            if run.interrupted:
+                return config, "", False
+            seen = evaluate(run.model, *digits.test) if test and digits.test else None
+            record(replace(run, checkpoint=None), seen, folder)
+            shutil.rmtree(own, ignore_errors=True)
+            return config, str(run), False
+    except Exception as error:  # of any kind: the other runs go on
+        return config, str(error) if isinstance(error, MnistlibError) else repr(error), True
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """A run of the ledger and the same run made again."""
+
+    name: str
+    figures: dict[str, tuple[float, float]]
+    """by column of the ledger, the figure there and the one found now"""
+    tolerance: float
+    """points by which accuracies may differ where bits do"""
+    same_ground: bool
+    """whether torch and the platform are those of the row"""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all figures agree to the last digit."""
+        return all(a == b for a, b in self.figures.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all figures are equal, or all accuracies within the tolerance."""
+        points = [abs(a - b) for k, (a, b) in self.figures.items() if k.endswith("accuracy")]
+        return self.equal or all(p <= self.tolerance for p in points)
+
+    def __repr__(self) -> str:
+        """Say what was compared and what came out."""
+        lines = [
+            f"{k:14} {a:11.6f} in the ledger, {b:11.6f} now" for k, (a, b) in self.figures.items()
+        ]
+        why = "though" if self.same_ground else "as torch or the platform is another, and"
+        verdict = (
+            f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
+            f"{self.tolerance:.2f} points, which is four times the spread of a difference of seeds"
+        )
+        return "\n".join([self.name, *lines, "equal to the last digit" if self.equal else verdict])
+
+
+def audit(
+    folder: Path | None = None,
+    recipe: str | None = None,
+    minutes: float = 10.0,
+    pick: int | None = None,
+) -> Audit:
+    """Choose a committed run at random, train it again and return what agrees.
+
+    On the same machine, torch and number of threads all figures should be equal, if the code
+    between the row's commit and this one rounds alike; elsewhere the run is another draw.
+
+    Args:
+        folder: of the ledger; by default the committed one.
+        recipe: only runs of this recipe.
+        minutes: only runs that took no longer.
+        pick: seed of the choice; None: another one each time.
+
+    Raises:
+        LedgerError: there is no such run, or no ledger.
+    """
+    runs = read_results(folder=folder)
+    usable = (runs["source"] == "mnist") & (runs["device"] == "cpu")
+    usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # without any there is no accuracy
+    usable &= (runs["seconds"] <= 60 * minutes) & (not recipe or runs["recipe"] == recipe)
+    if not usable.any():
+        raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
+    row = runs[usable].sample(random_state=pick).iloc[0]
+    config = replace(Config(**json.loads(row["config"])), threads=int(row["threads"]), device="cpu")
+    name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
+    print(f"{name}: {row['seconds']:.0f} s when it was run at commit {row['commit']}", flush=True)
+    digits = load_mnist("mnist")
+    run = train(config, digits, eval_every=None, save=False)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    tested = row["n_test"] > 0
+    seen = evaluate(run.model, *digits.test) if tested and digits.test else None
+    with tempfile.TemporaryDirectory() as scratch:
+        again = record(run, seen, Path(scratch))
+    part = "test" if tested else "val"
+    spread = predicted_spread(max(100 - row[f"{part}_accuracy"], 0.1), row[f"n_{part}"])
+    compared = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+    return Audit(
+        name=name,
+        figures={c: (float(row[c]), again[c]) for c in compared if again[c] is not None},
+        tolerance=4 * 2**0.5 * spread,  # of a difference, whose spread is greater by sqrt(2)
+        same_ground=all(again[c] == row[c] for c in ("torch", "platform")),
+    )

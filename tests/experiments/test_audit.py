@@ -1,0 +1,103 @@
+"""The audit: a true row is found true to the last digit, a false one false."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from mnistlib import Config, evaluate, train
+from mnistlib.__main__ import main
+from mnistlib.errors import LedgerError
+from mnistlib.experiments import sweep
+from mnistlib.experiments.ledger import collect, record
+
+
+@pytest.fixture
+def ledger(tmp_path, tiny_digits, monkeypatch):
+    """A ledger of three short runs, one seed each."""
+    monkeypatch.setattr(sweep, "load_mnist", lambda source: tiny_digits)
+    folder = tmp_path / "results"
+    for seed in range(3):
+        config = Config(epochs=2, batch_size=50, max_lr=0.02, seed=seed, device="cpu", threads=1)
+        run = train(config, tiny_digits, save=False, verbose=False)
+        test = evaluate(run.model, tiny_digits.test_images, tiny_digits.test_labels)
+        record(run, test, folder)
+    collect(folder)
+    for made in folder.glob("*/"):  # the table alone is left, as in a clone
+        shutil.rmtree(made)
+    return folder
+
+
+def falsify(folder, column, change):
+    table = pd.read_csv(folder / "runs.csv")
+    table[column] = change(table[column])
+    table.to_csv(folder / "runs.csv", index=False)
+
+
+def test_a_true_row_is_equal_to_the_last_digit(ledger, capsys):
+    found = sweep.audit(ledger, pick=0)
+    assert found.equal
+    assert found.passed
+    assert set(found.figures) == {
+        "train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy"
+    }  # fmt: skip
+    assert repr(found).endswith("equal to the last digit")
+    assert "custom, reference, seed" in capsys.readouterr().out
+
+
+def test_each_row_has_its_turn(ledger):
+    assert {sweep.audit(ledger, pick=pick).name.split("seed ")[1][0] for pick in range(8)} == set(
+        "012"
+    )
+
+
+@pytest.mark.parametrize("column", ["val_loss", "test_accuracy", "train_loss"])
+def test_a_row_changed_in_its_last_digit_is_not_equal(ledger, column):
+    falsify(ledger, column, lambda values: values + 1e-6)
+    found = sweep.audit(ledger)
+    assert not found.equal
+    assert found.passed  # no farther off than another seed
+    assert "not the same bits, though accuracies lie within" in repr(found)
+
+
+def test_a_false_accuracy_exits_with_1(ledger, capsys):
+    falsify(ledger, "test_accuracy", lambda values: 99.9 - 60 * (values > 50))
+    assert main(["audit", "--ledger", str(ledger)]) == 1
+    assert "DO NOT lie within" in capsys.readouterr().out
+    falsify(ledger, "seconds", lambda values: values + 1000)
+    assert main(["audit", "--ledger", str(ledger)]) == 1
+    assert "no run of any recipe took 10 minutes or less" in capsys.readouterr().err
+
+
+def test_another_torch_is_said(ledger):
+    falsify(ledger, "torch", lambda values: ["1.0"] * len(values))
+    falsify(ledger, "val_loss", lambda values: values + 1e-6)
+    assert "as torch or the platform is another" in repr(sweep.audit(ledger))
+
+
+def test_only_the_recipe_asked_for_is_chosen(ledger):
+    with pytest.raises(LedgerError, match="no run of fast took"):
+        sweep.audit(ledger, recipe="fast")
+
+
+def test_a_ledger_that_is_not_there_is_a_sentence(tmp_path, capsys):
+    assert main(["audit", "--ledger", str(tmp_path / "nowhere")]) == 1
+    assert "runs.csv is not there" in capsys.readouterr().err
+
+
+def test_a_run_without_any_accuracy_is_not_chosen(ledger):
+    falsify(ledger, "n_val", lambda values: 0)
+    falsify(ledger, "n_test", lambda values: None)
+    with pytest.raises(LedgerError, match="no run of any recipe"):
+        sweep.audit(ledger)
+
+
+def test_an_interrupted_audit_judges_nothing(ledger, monkeypatch):
+    def stopped(*args, **settings):
+        run = train(*args, **settings, verbose=False)
+        run.signal = 2
+        return run
+
+    monkeypatch.setattr(sweep, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.audit(ledger)
