@@ -1,13 +1,15 @@
-"""What a network costs, counted before training, and the requirements it must meet."""
+"""What a network costs, layer by layer, counted before training."""
 
-import contextlib
 import copy
 import html
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Budget:
         model: any network of images `(N, channels, image_size, image_size)`.
         image_size: side of the input in pixels.
         channels: input channels.
+
+    Raises:
+        ConfigError: the network cannot take images of that size.
     """
 
     def __init__(self, model: nn.Module, image_size: int = 28, channels: int = 1) -> None:
         self.tensors = {name: p.numel() for name, p in model.named_parameters()}
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.parameters = sum(self.tensors.values())
-        self.layers = _trace(model, torch.zeros(1, channels, image_size, image_size))
+        self.layers = _trace(model, image_size, channels)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)
         self.activation_bytes = sum(layer.activation_bytes for layer in self.layers)
         self.receptive_field = max(layer.receptive_field for layer in self.layers)
@@ -68,115 +73,73 @@ class Budget:
         return "\n".join([*lines, rule, f"Total trainable parameters: {self.parameters:,}"])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = [("layer", "kind", "output", "parameters", "share", "MACs", "memory", "sees")]
-        for layer in self.layers:
-            field, side = layer.receptive_field, "x".join(map(str, layer.shape))
-            share = f"{100 * layer.parameters / self.parameters:.1f} %" if layer.parameters else ""
-            rows.append(
-                (
-                    layer.name,
-                    layer.kind,
-                    side,
-                    f"{layer.parameters:,}" if layer.parameters else "",
-                    share,
-                    f"{layer.multiply_accumulates:,}" if layer.multiply_accumulates else "",
-                    f"{layer.activation_bytes / 1024:.1f} kB",
-                    f"{field}x{field}",
-                )
-            )
-        field = self.receptive_field
-        total = f"{self.parameters:,}", "100.0 %", f"{self.multiply_accumulates:,}"
-        memory = f"{self.activation_bytes / 1024:.1f} kB"
-        rows.append(("total", "", "", *total, memory, f"{field}x{field}"))
+        """Return the cells of the table: its head, a row per layer, the total."""
+        head = ("layer", "kind", "output", "parameters", "share", "MACs", "memory", "sees")
+        rows: list[tuple[str, ...]] = [head]
+        costs = (self.parameters, self.multiply_accumulates, self.activation_bytes)
+        total = Layer("total", "", (), *costs, self.receptive_field)
+        for layer in [*self.layers, total]:
+            own, macs, side = layer.parameters, layer.multiply_accumulates, layer.receptive_field
+            what = (layer.name, layer.kind, "x".join(map(str, layer.shape)))
+            share = f"{100 * own / self.parameters:.1f} %" if own else ""
+            counts = (f"{own:,}" if own else "", share, f"{macs:,}" if macs else "")
+            memory = f"{layer.activation_bytes / 1024:.1f} kB"
+            rows.append((*what, *counts, memory, f"{side}x{side}"))
         return rows
 
     def __repr__(self) -> str:
         """Draw the table as text."""
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = []
-        for row in rows:
-            pairs = enumerate(zip(row, widths, strict=True))
-            cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in pairs]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        columns = []
+        for i, cells in enumerate(zip(*self._rows(), strict=True)):
+            width = max(map(len, cells))
+            columns.append([c.ljust(width) if i < 3 else c.rjust(width) for c in cells])
+        return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
     def _repr_html_(self) -> str:
         """Draw the table for a notebook."""
-        head, *body = self._rows()
-        parts = ["<table><thead>", _html_row(head, "th"), "</thead><tbody>"]
-        parts += [_html_row(row, "td") for row in body]
-        return "\n".join([*parts, "</tbody></table>"])
+        lines = []
+        for i, row in enumerate(self._rows()):
+            tag = "td" if i else "th"
+            cells = (f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        head, *body = lines
+        return "\n".join(["<table><thead>", head, "</thead><tbody>", *body, "</tbody></table>"])
 
 
-def _html_row(row: tuple[str, ...], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value, value)
-
-
-def _trace(model: nn.Module, image: Tensor) -> list[Layer]:
+def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
     """Run one image through a copy of the network and write down each layer as it is called."""
     model = copy.deepcopy(model).cpu().float().eval()
     layers: list[Layer] = []
-    field, stride = [1, 1], [1, 1]  # rows, columns: in input pixels
-
+    field, stride = np.ones(2, int), np.ones(2, int)  # rows, columns: in input pixels
     counted: set[nn.Module] = set()  # a layer that is called twice has its parameters once
 
-    def note(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
-        macs = 0
+    def hook(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
+        macs, reach, step = 0, np.zeros(2, int), np.ones(2, int)
         if isinstance(layer, nn.Conv2d):
-            per_output = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-            macs = out.numel() * per_output
+            macs = out.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
         elif isinstance(layer, nn.Linear):
             macs = out.numel() * layer.in_features
-            field[:] = [max(f, side) for f, side in zip(field, image.shape[2:], strict=True)]
+            np.maximum(field, size, out=field)
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-            for i in range(2):
-                reach = (_pair(layer.kernel_size)[i] - 1) * _pair(getattr(layer, "dilation", 1))[i]
-                field[i] += reach * stride[i]
-                stride[i] *= _pair(layer.stride)[i]
+            reach = np.subtract(layer.kernel_size, 1) * np.array(getattr(layer, "dilation", 1))
+            step = np.array(layer.stride)
         elif isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-            for i in range(2):
-                into, outof = seen.shape[2 + i], out.shape[2 + i]
-                field[i] += (into - (outof - 1) * (into // outof) - 1) * stride[i]
-                stride[i] *= into // outof
+            step = np.floor_divide(seen.shape[2:], out.shape[2:])
+            reach = seen.shape[2:] - np.subtract(out.shape[2:], 1) * step - 1
+        np.add(field, reach * stride, out=field)
+        np.multiply(stride, step, out=stride)
         own = 0 if layer in counted else sum(p.numel() for p in layer.parameters())
         counted.add(layer)
-        shape = tuple(out.shape[1:])
-        kind = type(layer).__name__.lstrip("_")
-        layers.append(Layer(name, kind, shape, own, macs, 4 * out.numel(), max(field)))
+        kind, shape = type(layer).__name__.lstrip("_"), tuple(out.shape[1:])
+        layers.append(Layer(name, kind, shape, own, macs, 4 * out.numel(), int(field.max())))
 
     for name, layer in model.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(lambda m, x, out, name=name: note(name, m, x[0], out))
-    with torch.no_grad():
-        model(image)
+            layer.register_forward_hook(lambda m, x, out, name=name: hook(name, m, x[0], out))
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, channels, size, size))
+    except RuntimeError as error:  # the size is negative, too small for the kernels, or too large
+        fault = f"image_size is {size}, but the network cannot take such images ({error})"
+        raise ConfigError(f"{fault}; choose another size") from None
     return layers
-
-
-def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
-    """Check the reference's requirements of a network by what it does, not by what it contains.
-
-    Fewer than `limit` parameters; images `(N, 1, 28, 28)` in and `(N, 10)` logits out; BatchNorm
-    in use (a training pass moves its running statistics); Dropout in use (two training passes of
-    the same images differ). The network stays as it was, and so does torch's random state.
-    """
-    model = copy.deepcopy(model).cpu().float().train()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [m.running_mean.clone() for m in norms if m.running_mean is not None]
-    first = second = torch.empty(0)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        # a network that wants other images fails all that needs a pass
-        with contextlib.suppress(RuntimeError, ValueError):
-            first, second = model(images), model(images)
-    after = [m.running_mean for m in norms if m.running_mean is not None]
-    return {
-        f"fewer than {limit:,} parameters": sum(p.numel() for p in model.parameters()) < limit,
-        "BatchNorm in use": any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)),
-        "Dropout in use": not torch.equal(first, second),
-        "28x28 in, 10 out": tuple(first.shape) == (4, 10),
-    }

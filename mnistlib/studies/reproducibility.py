@@ -1,0 +1,95 @@
+"""Notebook 09: a training killed and resumed, or repeated in another process, on top of itself."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from .. import Config, Run, load_checkpoint
+from ..plots import REFERENCE, TRAIN, VALIDATION, figure, note
+
+# nothing but torch, numpy and the core is imported when the training begins
+SCRIPT = """
+{first}
+from mnistlib import Config, load_mnist, train
+model = train(Config(**{settings}), load_mnist(), save=False, verbose=False).model
+from mnistlib.studies.reproducibility import digest
+print(digest(model))
+"""
+
+
+def digest(model: nn.Module) -> str:
+    """Return the SHA-256 over all tensors of a network: the same only if every bit is."""
+    tensors = model.state_dict().values()
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def train_and_kill(config: Config, folder: Path, epochs: int) -> int:
+    """Train in another process, kill it when so many epochs are saved; return the last saved step.
+
+    Args:
+        config: what to train.
+        folder: of the checkpoints, empty.
+        epochs: fewer than the Config's.
+    """
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items()]
+    command = [sys.executable, "-m", "mnistlib", "train", f"--folder={folder}", *settings]
+    saved: set[Path] = set()  # a checkpoint stays for two epochs, then it is pruned
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
+        while job.poll() is None and len(saved) < epochs:
+            time.sleep(0.02)
+            saved |= set(folder.glob("mnist_model_*.pth"))
+        job.kill()
+    left = [load_checkpoint(path) for path in folder.glob("mnist_model_*.pth")]
+    return max(content["training"]["progress"]["step"] for content in left)
+
+
+def train_in_new_process(config: Config, first: str = "", **environment: str) -> str:
+    """Train in a fresh interpreter; return the digest of the network, or what went wrong.
+
+    Args:
+        config: what to train.
+        first: Python code that runs before anything is imported.
+        environment: variables of the process, beside those of this one.
+    """
+    script = SCRIPT.format(first=first, settings=asdict(config))
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return done.stdout.strip() or done.stderr
+
+
+def overlay_resumed(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> None:
+    """Draw a run that was resumed on top of one that never stopped, and their difference below.
+
+    Args:
+        whole: the uninterrupted run.
+        resumed: the other one, its curve as long.
+        step: the one after which it was resumed.
+        title: the finding.
+        subtitle: what the runs are.
+    """
+    difference = np.subtract(resumed.curve["loss"], whole.curve["loss"])
+    steps = np.arange(1, len(difference) + 1)
+    panels = figure(title, subtitle, (7, 4.2), nrows=2, sharex=True, height_ratios=(3, 1))
+    with panels as (_, (top, bottom)):
+        top.plot(steps, whole.curve["loss"], color=REFERENCE, lw=4, alpha=0.35)
+        top.plot(steps, resumed.curve["loss"], color=TRAIN, lw=0.8)
+        top.set(yscale="log", ylabel="training loss (nats)")
+        top.yaxis.set_major_formatter("{x:g}")
+        top.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 0.7 else "")
+        for ax in (top, bottom):
+            ax.axvline(step, color="black", lw=0.8, ls=":")
+        note(top, "resumed from here", (step, 0.93), (4, 0), xycoords=("data", "axes fraction"))
+        for text, color, y in (("never stopped", REFERENCE, 0.78), ("killed", TRAIN, 0.66)):
+            place = (0.99, y)
+            note(top, text, place, color=color, xycoords="axes fraction", ha="right", fontsize=9)
+        bottom.plot(steps, difference, color=VALIDATION)
+        bottom.set(ylabel="difference", xlabel="step")
+        if not difference.any():  # else matplotlib makes up a scale
+            bottom.set(yticks=[0], ylim=(-1, 1))

@@ -1,0 +1,382 @@
+"""Notebook 08: how fast training is, timed step by step, from a tutorial's loop to our fastest."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from timeit import timeit
+from typing import Any
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from .. import RECIPES, Budget, Config, ConfigError, Digits, Run, evaluate, load_mnist, train
+from ..experiments.ledger import append_rows, commit, read_results
+from ..model import normalise
+from ..paths import runs_folder
+from ..plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
+from ..runtime import run_context
+from .speed_loop import LOOP_STEPS, LoopOptions, TrainingSetup, TutorialLoop, training_setup
+
+# what a row says is written down in outputs/README.md
+COLUMNS = (
+    "go", "kind", "name", "base", "repetition", "images", "seconds", "evaluation_seconds",
+    "whole_images", "evaluations", "threads", "processes", "parameters", "multiply_accumulates",
+    "config_hash", "device", "torch", "commit",
+)  # fmt: skip
+CURVE_COLUMNS = (
+    "name", "seed", "epoch", "val_accuracy", "seconds", "parameters", "threads", "torch", "commit",
+)  # fmt: skip
+IMAGES_PER_TIMING = 12_800  # of a piece of training that stands for the whole
+WARMUP_STEPS = 10  # before a clock starts
+# torch's names of operators hold these words; a group gets what those before it leave
+OPERATORS = {
+    "convolution": ("convolution",),
+    "BatchNorm": ("batch_norm",),
+    "ReLU, addition": ("relu", "threshold", "clamp", "aten::add"),
+    "pooling": ("pool",),
+    "distortion": ("grid_sampler", "affine_grid"),
+    "optimizer, averaging": ("fused_", "_foreach", "lerp"),
+    "the rest": ("",),
+}
+Timing = tuple[float, float]
+"""seconds of training, and of an evaluation of the validation images (0: not timed)"""
+Measure = tuple[dict[str, Any], Callable[[], Timing]]
+"""what is particular to the row of a measure, and how it is taken"""
+
+
+class _Normalised(nn.Sequential):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(normalise(pixels, self))
+
+
+def _keras_convnet() -> nn.Module:
+    """Build the network of Keras' example mnist_convnet from its layer list: 34,826 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2),  # -> (N, 32, 13, 13)
+        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),  # -> (N, 64, 5, 5)
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(1600, 10),
+    )  # fmt: skip
+
+
+def _pytorch_example() -> nn.Module:
+    """Build the network of PyTorch's example mnist from its layer list: 1,199,882 parameters."""
+    return _Normalised(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(),  # -> (N, 64, 24, 24)
+        nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(),  # -> (N, 9216)
+        nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+# what the two loops are compared by: the recipe `fast` in a form that both can train
+ONE_EPOCH = replace(RECIPES["fast"], epochs=1, epoch_images=50_000, focus=0.0, ema_decay=0.98)
+# As published: github.com/keras-team/keras-io, examples/vision/mnist_convnet.py (Adam as it comes);
+# github.com/pytorch/examples, mnist/main.py (Adadelta, rate 1, times 0.7 after each epoch)
+BASELINES = {
+    "reference": training_setup(RECIPES["reference"]),
+    "one-epoch": training_setup(ONE_EPOCH),
+    "keras": TrainingSetup(
+        Config(epochs=15, batch_size=128),
+        _keras_convnet,
+        lambda model: torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7),
+        None,
+    ),
+    "pytorch": TrainingSetup(
+        Config(epochs=14, batch_size=64),
+        _pytorch_example,
+        lambda model: torch.optim.Adadelta(model.parameters(), 1.0),
+        lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps, 0.7),
+    ),
+}
+
+
+def recipe_steps() -> dict[str, Config]:
+    """Return the steps from the recipe `reference` to `fast`: each is the one before, changed."""
+    changes = {
+        "a network on small maps": "model",
+        "fewer images": "epochs epoch_images",
+        "SGD with Nesterov momentum": "optimizer max_lr weight_decay",
+        "constant momentum, linear annealing": "cycle_momentum anneal",
+        "no dropout": "dropout",
+        "label smoothing": "label_smoothing",
+        "distortion": "degrees pixels scale shear",
+        "averaged weights": "ema_decay",
+        "focus on hard images": "focus",
+    }
+    steps, config = {}, RECIPES["reference"]
+    for name, fields in changes.items():
+        changed = {field: getattr(RECIPES["fast"], field) for field in fields.split()}
+        steps[name] = config = replace(config, **changed)
+    return steps
+
+
+def train_quietly(config: Config, digits: Digits, images: int = 0, **changes: Any) -> Run:
+    """Train by our loop, one epoch of so many images if given; hold out, save and print nothing."""
+    if images:
+        changes |= {"epochs": 1, "epoch_images": images}
+    return train(replace(config, split="none", **changes), digits, save=False, verbose=False)
+
+
+def time_our_loop(setup: TrainingSetup, digits: Digits, images: int = IMAGES_PER_TIMING) -> Timing:
+    """Time our loop over some images (0: the whole training), and an evaluation."""
+    train_quietly(setup.config, digits, WARMUP_STEPS * setup.config.batch_size)
+    run, (_, ids) = train_quietly(setup.config, digits, images), digits.split()
+    pixels, labels = digits.train_images[ids], digits.train_labels[ids]
+    began = time.perf_counter()
+    evaluate(run.model.to(memory_format=torch.channels_last), pixels, labels)
+    return run.seconds, time.perf_counter() - began
+
+
+def time_tutorial_loop(setup: TrainingSetup, digits: Digits, options: LoopOptions) -> Timing:
+    """Time the tutorial's loop over some images, and an evaluation."""
+    loop = TutorialLoop(setup, digits, options)
+    steps = iter(loop)
+    for n in (WARMUP_STEPS, IMAGES_PER_TIMING // setup.config.batch_size):
+        began = time.perf_counter()
+        for _ in range(n):
+            next(steps)
+        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    loop.accuracy()
+    return seconds, time.perf_counter() - began
+
+
+def time_tutorial_run(setup: TrainingSetup, digits: Digits) -> Timing:
+    """Time the tutorial's whole training; the evaluations after each epoch count."""
+    *_, (_, seconds, _) = TutorialLoop(setup, digits, LoopOptions()).epochs()
+    return seconds, 0.0
+
+
+def time_matmul(threads: int) -> Timing:
+    """Time 20 products of 1024x1024 matrices: what the machine multiplies at best."""
+    a, b = torch.rand(2, 1024, 1024)
+    with run_context(threads, seed=0):
+        timeit(lambda: a @ b, number=5)
+        return timeit(lambda: a @ b, number=20), 0.0
+
+
+def time_side_by_side(setup: TrainingSetup, digits: Digits, processes: int) -> Timing:
+    """Time runs of one thread each in processes, from the first start to the last end."""
+    with TemporaryDirectory() as folder:
+        marks = [Path(folder) / str(i) for i in range(processes)]
+        config = replace(setup.config, epochs=1, epoch_images=IMAGES_PER_TIMING, threads=1)
+        jobs = [delayed(_train_beside)(config, digits, mark, marks) for mark in marks]
+        begins, ends = zip(*Parallel(processes)(jobs), strict=True)
+    return max(ends) - min(begins), 0.0
+
+
+def _train_beside(config: Config, digits: Digits, mark: Path, marks: list[Path]) -> Timing:
+    """Train when all processes are warm, which their marks say; return begin and end."""
+    train_quietly(config, digits, WARMUP_STEPS * config.batch_size)
+    mark.touch()
+    while not all(other.exists() for other in marks):
+        time.sleep(0.001)
+    began = time.perf_counter()
+    return began, began + train_quietly(config, digits).seconds
+
+
+def time_operators(setup: TrainingSetup, digits: Digits, group: str) -> Timing:
+    """Time what a group of operators takes of a short run on one thread."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        train_quietly(setup.config, digits, IMAGES_PER_TIMING // 4, threads=1)
+    seconds = dict.fromkeys(OPERATORS, 0.0)
+    for event in profiled.key_averages():
+        fits = (g for g, words in OPERATORS.items() if any(w in event.key for w in words))
+        seconds[next(fits)] += event.self_cpu_time_total / 1e6
+    return seconds[group], 0.0
+
+
+def measures(digits: Digits) -> Iterator[Measure]:
+    """Yield everything that is timed, on as many threads as torch is set to."""
+    reference, n_train = BASELINES["reference"], len(digits.split()[0])
+
+    def entry(kind: str, name: str, setup: TrainingSetup, timer: Callable, **more: Any) -> Measure:
+        config, cost = setup.config, Budget(setup.build())
+        whole = config.epochs * (config.epoch_images or n_train)
+        images = whole if kind == "run" else IMAGES_PER_TIMING
+        row = {"kind": kind, "name": name, "images": images} | more
+        row |= {"parameters": cost.parameters, "multiply_accumulates": cost.multiply_accumulates}
+        row["config_hash"] = None if kind == "peer" else config.hash("mnist")
+        row["whole_images"] = whole if kind in ("step", "peer", "run") else None
+        if kind == "peer" or name in (*LOOP_STEPS, "conventional"):
+            row["evaluations"] = config.epochs - 1
+        return row, partial(timer, setup, digits)
+
+    for n in sorted({1, torch.get_num_threads()}):
+        row = {"kind": "matmul", "name": f"{n} threads", "images": 20, "threads": n}
+        yield row | {"multiply_accumulates": 1024**3}, partial(time_matmul, n)
+    for name, (base, options) in LOOP_STEPS.items():
+        timer = partial(time_tutorial_loop, options=options)
+        yield entry("step", name, reference, timer, base=base)
+    base = "freed memory kept"
+    ours = {"our loop, evaluated at the end": reference.config} | recipe_steps()
+    for name, config in ours.items():
+        yield entry("step", name, training_setup(config), time_our_loop, base=base)
+        base = name
+    for name in ("keras", "pytorch"):
+        timer = partial(time_tutorial_loop, options=LoopOptions())
+        yield entry("peer", name, BASELINES[name], timer)
+    for name, n in (("one run, one process", 1), ("two runs side by side", 2)):
+        more = {"images": n * IMAGES_PER_TIMING, "threads": 1, "processes": n}
+        yield entry("pair", name, reference, partial(time_side_by_side, processes=n), **more)
+    fast, sprint = (training_setup(RECIPES[name]) for name in ("fast", "sprint"))
+    for name, setup in (("fast", fast), ("sprint", sprint)):
+        yield entry("run", name, setup, partial(time_our_loop, images=0))
+    for setup in (reference, fast):
+        for group in OPERATORS:
+            name, timer = f"{setup.config.model}: {group}", partial(time_operators, group=group)
+            more = {"images": IMAGES_PER_TIMING // 4, "threads": 1}
+            yield entry("operators", name, setup, timer, **more)
+    yield entry("run", "conventional", reference, time_tutorial_run)
+
+
+def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
+    """Time everything in turns and append the rows to `speed.csv`; return its path.
+
+    Repetitions go round all measures, so that a machine that slows down slows all of them.
+
+    Args:
+        folder: of the ledger; by default `runs_folder()`.
+        repetitions: of each measure; the whole conventional run and operators are measured once.
+        only: measure only what has this text in its kind or name.
+
+    Raises:
+        ConfigError: nothing is to be measured.
+        LedgerError: `speed.csv` is another table, or cannot be written.
+    """
+    path = (folder or runs_folder()) / "speed.csv"
+    label = "{kind}: {name}"
+    chosen = [m for m in measures(load_mnist("mnist")) if only in label.format(**m[0])]
+    if not chosen or repetitions < 1:
+        raise ConfigError(f"no measure has {only!r} in its name, or repetitions is below 1")
+    append_rows(path, COLUMNS, [])  # another table is refused before the work
+    common = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "evaluations": 0}
+    common |= {"threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
+    common |= {"torch": str(torch.__version__), "commit": commit()}
+    for repetition in range(1, repetitions + 1):
+        for about, measure in chosen:
+            if repetition > 1 and (about["kind"] == "operators" or about["name"] == "conventional"):
+                continue
+            seconds, evaluation = measure()
+            row = common | about | {"repetition": repetition, "seconds": round(seconds, 4)}
+            row["evaluation_seconds"] = round(evaluation, 4) or None
+            append_rows(path, COLUMNS, [row])
+            what = f"{repetition} of {repetitions}  {label.format(**row)}"
+            print(f"{what}, {seconds:.2f} s", flush=True)
+    return path
+
+
+def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
+    """Train a baseline by the tutorial's loop, one seed per core, each epoch a row of `curves.csv`.
+
+    Args:
+        name: in `BASELINES`.
+        seeds: those that the file has already are left out.
+        folder: of the ledger; by default `runs_folder()`.
+
+    Raises:
+        LedgerError: `curves.csv` is another table, or cannot be written.
+    """
+    path = (folder or runs_folder()) / "curves.csv"
+    append_rows(path, CURVE_COLUMNS, [])  # another table is refused before the work
+    known = set(pd.read_csv(path).query("name == @name")["seed"])
+    jobs = [delayed(_curve)(name, seed) for seed in seeds if seed not in known]
+    text = "{name} seed {seed}: {val_accuracy:.2f} % after {epoch} epochs, {seconds:.0f} s"
+    for rows in Parallel(-1, return_as="generator_unordered")(jobs):
+        append_rows(path, CURVE_COLUMNS, rows)
+        print(text.format(**rows[-1]), flush=True)
+    return path
+
+
+def _curve(name: str, seed: int) -> list[dict[str, Any]]:
+    """Train a baseline on one thread; return a row per epoch."""
+    torch.set_num_threads(1)
+    row = {"name": name, "seed": seed, "threads": 1, "torch": str(torch.__version__)}
+    loop = TutorialLoop(BASELINES[name], load_mnist("mnist"), LoopOptions(), seed)
+    row |= {"parameters": sum(p.numel() for p in loop.model.parameters()), "commit": commit()}
+    return [
+        row | {"epoch": epoch, "val_accuracy": round(accuracy, 4), "seconds": round(seconds, 2)}
+        for epoch, seconds, accuracy in loop.epochs()
+    ]
+
+
+def step_table(folder: Path | None = None) -> pd.DataFrame:
+    """Return a row per step that was timed last: what its whole training takes and reaches.
+
+    Columns: `seconds` of the training images at the median pace of the repetitions, the
+    evaluations on the way included; `fastest` and `slowest` repetition; `us` per image;
+    `base`, the step that it is one change away from; `accuracy`, the list of validation accuracies
+    at the last epoch of the committed seeds below 100, others having served to choose (a step that
+    only rounds differently shares those of its Config, half precision does not); `kept`, whether
+    others build on it.
+    """
+    speed, runs = read_results("speed", folder), read_results(folder=folder)
+    speed = speed[(speed["kind"] == "step") & (speed["go"] == speed["go"].max())]
+    pace = speed["seconds"] / speed["images"]
+    whole = pace * speed["whole_images"] + speed["evaluation_seconds"] * speed["evaluations"]
+    steps = speed.assign(us=1e6 * pace, whole=whole).groupby("name", sort=False)
+    table = steps["whole"].agg(["median", "min", "max"]).rename_axis(None)
+    table.columns = ["seconds", "fastest", "slowest"]
+    table["us"], table["base"] = steps["us"].median(), steps["base"].first().fillna("")
+    runs = runs[runs["seed"] < 100]
+    seedless = [Config(**json.loads(c) | {"seed": 0}).hash("mnist") for c in runs["config"]]
+    reached = runs["val_accuracy"].groupby(seedless).agg(list).to_dict() | {None: []}
+    digests = steps["config_hash"].first().where(table.index != "bfloat16", None)
+    table["accuracy"] = [reached.get(digest, []) for digest in digests]
+    table["kept"] = table.index.isin({*table["base"], table.index[-1]})
+    return table
+
+
+def staircase(table: pd.DataFrame, title: str) -> None:
+    """Draw the seconds of each step of `step_table` as points on a log axis, downwards.
+
+    Points are medians, lines reach from the fastest repetition to the slowest. Steps that were
+    tried and not built on are hollow; beside each stands the validation accuracy with its number
+    of seeds.
+    """
+    subtitle = "median and range of the repetitions; validation accuracy, mean over seeds"
+    with figure(title, subtitle, size=(7, 1.0 + 0.27 * len(table))) as (_, (ax,)):
+        for y, (_, step) in enumerate(table.iterrows()):
+            color = TRAIN if y else REFERENCE
+            ax.plot([step["fastest"], step["slowest"]], [y, y], color=color, lw=1.2)
+            fill = color if step["kept"] else "white"
+            ax.plot(step["seconds"], y, "o", color=color, mfc=fill, ms=6)
+            note(ax, f"  {step['seconds']:.0f} s", (step["slowest"], y), va="center")
+            if n := len(step["accuracy"]):
+                text = f"{sum(step['accuracy']) / n:.2f} %, n = {n}"
+                place = ("axes fraction", "data")
+                note(ax, text, (1, y), xycoords=place, va="center", color=VALIDATION)
+        names = [n if kept else f"{n} (not kept)" for n, kept in table["kept"].items()]
+        ax.set_yticks(range(len(table)), names, fontsize=8)
+        ax.invert_yaxis()
+        log_axis(ax.xaxis)
+        ax.set(xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()))
+        ax.set_xlabel("seconds of training, two threads")
+
+
+def error_vs_time(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+    """Draw validation error (percent) over seconds of training, both on log axes.
+
+    Args:
+        curves: by name the seconds and the errors; one of each is drawn as a point.
+        title: the finding.
+    """
+    subtitle = "lines: published recipes, means over seeds; stars: whole runs of ours"
+    with figure(title, subtitle, size=(7, 3.6)) as (_, (ax,)):
+        for name, (seconds, errors) in curves.items():
+            star = {"marker": "*", "ms": 13, "ls": "", "color": VALIDATION}
+            (line,) = ax.plot(seconds, errors, **star if len(seconds) == 1 else {"lw": 1.2})
+            style = {"color": line.get_color(), "va": "center", "zorder": 5}
+            box = {"fc": "white", "ec": "none", "pad": 1}
+            note(ax, name, (seconds[-1], errors[-1]), (8, 0), bbox=box, **style)
+        ax.margins(x=0.1, y=0.1)
+        log_axis(ax.yaxis)
+        log_axis(ax.xaxis)
+        ax.set(xlabel="seconds of training, two threads", ylabel="validation error (%)")
