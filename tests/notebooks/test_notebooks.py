@@ -11,10 +11,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mnistlib import MODELS, RECIPES, Budget, build, read_results, runs_of
-from mnistlib.peers import COURSES
+import mnistlib
+from mnistlib import MODELS, RECIPES, Budget, ConfigError, build
+from mnistlib.experiments.ledger import read_results, runs_for
+from mnistlib.studies.speed import BASELINES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
@@ -69,6 +71,115 @@ def test_it_defines_no_long_function_and_reaches_for_no_path_or_package(path):
                 assert node.end_lineno - node.lineno < 12
 
 
+STUDIES = {
+    "01": "architecture", "02": "architecture", "05": "seeds", "06": "ablations", "08": "speed",
+    "09": "reproducibility",
+}  # fmt: skip
+
+
+@each_notebook
+def test_it_imports_public_names_plots_experiments_and_its_own_study(path):
+    study = STUDIES.get(path.stem[:2], "none")
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("mnistlib") for a in node.names)
+            if not isinstance(node, ast.ImportFrom) or not node.module.startswith("mnistlib"):
+                continue
+            names = {a.name for a in node.names}
+            assert not any(name.startswith("_") for name in names)
+            if node.module == "mnistlib":
+                assert names <= {*mnistlib.__all__, "plots"}
+            elif node.module == "mnistlib.studies":
+                assert names == {study}
+            else:
+                within = ("mnistlib.experiments.", f"mnistlib.studies.{study}")
+                assert node.module.startswith(within), node.module
+
+
+@pytest.mark.parametrize(
+    ("number", "thing"),
+    [
+        ("01", "(nn.Module)"),
+        ("01", "self.conv6 = nn.Conv2d(16, 10, 7, bias=False)"),
+        ("02", ".named_parameters():"),
+        ("02", "layer.parameters * layer.shape[1] * layer.shape[2]"),
+        ("03", "OneCycleLR(optimizer"),
+        ("03", "cross_entropy(network("),
+        ("03", "optimizer.step()"),
+        ("03", 'assert losses == train(short, digits, save=False, verbose=False).curve["loss"]'),
+        ("04", "ax.plot("),
+        ("05", "scipy.stats.binomtest("),
+        ("05", "scipy.stats.bootstrap("),
+        ("06", "scipy.stats.ttest_rel("),
+        ("08", "DataLoader("),
+        ("08", "optimizer.step()"),
+        ("09", 'load_checkpoint(resumed.checkpoint)["training"]'),
+    ],
+)
+def test_the_reader_sees_the_thing_itself(number, thing):
+    path = next(p for p in NOTEBOOKS if p.stem.startswith(number))
+    assert any(thing in cell.source for cell in cells(path, "code"))
+
+
+PARAMETERS = {
+    "01": {"digit": ([0, 9], [11, -1, 2.5, "four"])},
+    "02": {
+        "model_name": (["early", "reference-gelu"], ["resnet50", "", 3]),
+        "image_size": ([28, 64], [0, 27, 1_000_000, 28.5]),
+    },
+    "03": {
+        "recipe": (["reference", "sprint"], ["fastest", 1]),
+        "split": (["last"], ["none", "half"]),
+        "epochs": ([1, 20], [0, "many", 2.5]),
+        "max_lr": ([0.01, "1e-2"], [-1.0, "high"]),
+        "optimizer": (["sgd"], ["adagrad"]),
+    },
+    "04": {"recipe": (["reference"], ["sprint", "best", "unknown"])},
+    "05": {"gain": ([0.05, 0.3], [0, -1, 100, float("nan")])},
+    "06": {"least": ([2, 8], [0, 1, 9, 1000])},
+    "08": {"seed": ([0, 7], [-1, "one", 2**31])},
+    "09": {"stop_after": ([1, 5], [0, 6, 7]), "seed": ([0], [-1])},
+}
+CASES = [
+    pytest.param(number, name, value, good, id=f"{number} {name}={value!r}")
+    for number, parameters in PARAMETERS.items()
+    for name, values in parameters.items()
+    for good, values in zip((True, False), values, strict=True)
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("number", "name", "value", "good"), CASES)
+def test_a_bad_parameter_is_refused_in_the_first_cell_with_a_sentence(
+    number, name, value, good, monkeypatch, tiny_digits
+):
+    monkeypatch.setattr(mnistlib, "load_mnist", lambda: tiny_digits)
+    path = next(p for p in NOTEBOOKS if p.stem.startswith(number))
+    parameters, first, *_ = cells(path, "code")
+    assert parameters.metadata.tags == ["parameters"]
+    names = {}
+    exec(parameters.source, names)
+    assert name in names
+    names[name] = value
+    if good:
+        exec(first.source, names)
+        return
+    with pytest.raises(ConfigError, match=f"^{name} is {re.escape(repr(value))}, but"):
+        exec(first.source, names)
+
+
+def test_every_parameter_of_a_notebook_has_good_and_bad_values():
+    for path in NOTEBOOKS:
+        source = cells(path, "code")[0].source
+        names = {node.targets[0].id for node in ast.parse(source).body}
+        tried = set(PARAMETERS[path.stem[:2]])
+        if path.stem[:2] == "03":  # the others are fields of Config, tested with it
+            assert names == {"recipe", *mnistlib.Config.__dataclass_fields__}
+        else:
+            assert tried == names
+
+
 def test_no_function_is_defined_in_two_notebooks():
     names = []
     for path in NOTEBOOKS:
@@ -101,7 +212,7 @@ def known_numbers():
     counts = [*totals.values(), weights["conv6"], 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
     counts += [20_000]  # the requirement
     counts += [RECIPES["best"].epoch_images, 10_000 - 15]  # without the disputed labels of 05
-    counts += [sum(p.numel() for p in course.build().parameters()) for course in COURSES.values()]
+    counts += [sum(p.numel() for p in course.build().parameters()) for course in BASELINES.values()]
     shares = [
         weights["conv6"] / budget.parameters,
         work["conv6"] / budget.multiply_accumulates,
@@ -111,7 +222,7 @@ def known_numbers():
     known = {f"{n:,}" for n in counts} | {f"{100 * s:.1f} %" for s in shares}
     targets = {"99.0 %", "99.4 %"}  # of sprint and fast; notebook 08 asserts that they are met
     targets |= {"99.65 %", "99.70 %"}  # of best and best-20k; notebook 06 says that they are missed
-    means = {recipe: runs_of(RECIPES[recipe])["test_accuracy"] for recipe in ("best", "best-20k")}
+    means = {recipe: runs_for(RECIPES[recipe])["test_accuracy"] for recipe in ("best", "best-20k")}
     headline = {f"{test.mean():.2f} %" for test in means.values()}
     return known | {f"{published['val_acc'].max():.1f} %"} | targets | headline
 

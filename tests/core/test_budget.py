@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnistlib import MODELS, Budget, build
+from mnistlib import MODELS, Budget, ConfigError, build
 
 PARAMETER_LIST = """\
 conv1.weight: 72 parameters
@@ -81,7 +81,7 @@ def sides_by_gradient(model, size):
     for name, layer in model.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
-    images = torch.randn(32, 1, size, size, generator=generator, requires_grad=True)
+    images = torch.rand(32, 1, size, size, generator=generator, requires_grad=True)
     model(images)
     sides = {}
     for name, out in outputs.items():
@@ -237,3 +237,9 @@ def test_counting_leaves_network_and_random_state_as_they_were():
     assert not any(m._forward_hooks for m in model.modules())
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("size", [-3, 0, 27, 1_000_000])
+def test_an_image_size_that_the_network_cannot_take_is_refused_by_name(size):
+    with pytest.raises(ConfigError, match=rf"image_size is {size}, .* choose another size"):
+        Budget(build("reference"), image_size=size)

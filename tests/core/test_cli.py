@@ -1,5 +1,7 @@
 """The command line: commands do their job, and a mistake gets one sentence and costs nothing."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -16,13 +18,14 @@ from PIL import Image
 from mnistlib import (
     RECIPES,
     Config,
+    augment,
     evaluate,
     load_checkpoint,
     load_model,
-    random_distortion,
     train,
 )
-from mnistlib.__main__ import _value, main
+from mnistlib.__main__ import main, parse, summarise
+from mnistlib.experiments.ledger import COLUMNS
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = ["--epochs", "2", "--epoch-images", "250", "--batch-size", "25", "--ema-decay", "0.8",
@@ -40,7 +43,7 @@ def trained(tiny_digits, tmp_path_factory):
 def loads_tiny(tiny_digits, monkeypatch):
     """Have the commands read the tiny digits, and return what they asked for."""
     asked = []
-    monkeypatch.setattr("mnistlib.__main__.load_mnist", lambda s: asked.append(s) or tiny_digits)
+    monkeypatch.setattr("mnistlib.load_mnist", lambda s: asked.append(s) or tiny_digits)
     return asked
 
 
@@ -85,18 +88,27 @@ def ends_with_an_error_line(arguments, capsys) -> str:
         ("train --epochs 2.5", "epochs is '2.5'"),
         ("train --max-lr abc", "max_lr is 'abc'"),
         ("train --max-lr nan", "max_lr is 'nan'"),
-        ("train --data nowhere", "nowhere is not a folder"),
-        ("train --data good.pth", "good.pth is not a folder"),
-        ("train --data .", "has no train-images-idx3-ubyte"),
+        ("train --data nowhere", "folder nowhere has no train-images"),
+        ("train --data good.pth", "folder good.pth has no train-images"),
+        ("train --data .", "folder . has no train-images-idx3-ubyte"),
         ("train --resume broken.pth", "broken.pth"),
         ("train --resume missing.pth", "missing.pth"),
         ("train --resume good.pth --epochs 9", "--resume"),
         ("train --resume good.pth --seed 0", "--resume"),
         ("train --resume good.pth --recipe reference", "--resume"),
+        ("sweep --recipe slow", "recipe is 'slow'"),
+        ("sweep --workers -1", "--workers is -1, but it must be from 0"),
+        ("sweep --data nowhere", "folder nowhere has no train-images"),
+        ("sweep --only focus", "--only is for --ablations"),
+        ("sweep --ablations 2 --dropout 0.1", "--ablations has its own settings"),
+        ("sweep --ablations 2 --recipe fast", "--ablations has its own settings"),
+        ("sweep --ablations 0", "epochs is 0"),
+        ("sweep --ablations 2 --only focuss", "--only is 'focuss', but it must be one of as it is"),
+        ("bench --curves alexnet", "--curves is 'alexnet', but it must be one of reference"),
         ("evaluate broken.pth", "broken.pth"),
         ("evaluate text.png", "text.png"),
         ("evaluate missing.pth", "missing.pth"),
-        ("evaluate good.pth --data nowhere", "nowhere is not a folder"),
+        ("evaluate good.pth --data nowhere", "folder nowhere has no"),
         ("predict text.png --checkpoint good.pth", "text.png"),
         ("predict missing.png --checkpoint good.pth", "missing.png"),
         ("predict text.png --checkpoint broken.pth", "broken.pth"),
@@ -131,26 +143,73 @@ def test_a_wrong_command_line_exits_with_2(desk, capsys, arguments):
     assert files(desk) == before
 
 
-def test_a_folder_that_is_a_file_is_an_error(desk, capsys, loads_tiny):
+def test_a_folder_that_is_a_file_is_an_error(desk, capsys):
     before = files(desk)
     message = ends_with_an_error_line(["train", *QUICK, "--folder", "text.png"], capsys)
-    assert "text.png" in message
+    assert "text.png cannot be a folder" in message
     assert files(desk) == before
 
 
-def test_a_ledger_that_cannot_be_written_is_an_error(desk, capsys, loads_tiny):
-    message = ends_with_an_error_line(["train", *QUICK, "--ledger", "text.png"], capsys)
-    assert "text.png" in message
-    assert Path("text.png").read_text() == "no picture"
+HEADER = ",".join(COLUMNS)
+TABLES = {
+    "of other columns": HEADER.replace(",python", "").encode() + b"\n",
+    "of columns in another order": HEADER.replace("epochs,n_val", "n_val,epochs").encode() + b"\n",
+    "binary": bytes(range(256)),
+    "in UTF-16": (HEADER + "\n").encode("utf-16"),
+    "with half a line": (HEADER + "\nfast,62262f61,").encode(),
+    "a directory": None,
+}
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "bench", "bench --ladder", "audit"])
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_that_is_none_is_one_sentence_before_anything_is_trained(
+    desk, capsys, command, table
+):
+    path = Path("ledger/runs.csv")
+    path.parent.mkdir()
+    path.mkdir() if TABLES[table] is None else path.write_bytes(TABLES[table])
+    before = files(desk)
+    # digits are not looked for: MNISTLIB_DATA names none, which would be said instead
+    said = ends_with_an_error_line([*command.split(), "--ledger", "ledger"], capsys)
+    assert "ledger/runs.csv" in said
+    assert files(desk) == before
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "bench", "audit"])
+@pytest.mark.parametrize("folder", ["text.png", "text.png/inside"])
+def test_a_ledger_that_cannot_be_a_folder_is_one_sentence_before_anything_is_trained(
+    desk, capsys, command, folder
+):
+    before = files(desk)
+    said = ends_with_an_error_line([command, "--ledger", folder], capsys)
+    assert folder in said
+    assert "unset" not in said
+    assert files(desk) == before
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "bench"])
+def test_the_folder_of_runs_is_checked_where_no_ledger_is_named(desk, capsys, monkeypatch, command):
+    monkeypatch.setenv("MNISTLIB_RUNS", "text.png")
+    assert "text.png" in ends_with_an_error_line([command], capsys)
+
+
+def test_with_a_good_ledger_what_is_missing_are_the_digits(desk, capsys):
+    """Else the tests above would pass for another reason."""
+    for command in ("train", "sweep", "bench"):
+        said = ends_with_an_error_line([command, "--ledger", "ledger"], capsys)
+        assert said.startswith("error: the folder unset has no train-images")
 
 
 @pytest.mark.parametrize("missing", ["README.md", "marks", "runs.csv"])
 def test_a_report_that_cannot_be_written_is_an_error(desk, capsys, monkeypatch, missing):
     for module in ("ledger", "report"):
-        monkeypatch.setattr(f"mnistlib.{module}.outputs_folder", lambda: desk / "outputs")
+        monkeypatch.setattr(
+            f"mnistlib.experiments.{module}.outputs_folder", lambda: desk / "outputs"
+        )
     if missing != "runs.csv":
         for block in ("headline", "speed", "promises"):
-            monkeypatch.setattr(f"mnistlib.report.{block}", lambda: "a table")
+            monkeypatch.setattr(f"mnistlib.experiments.report.{block}", lambda: "a table")
     if missing != "README.md":
         Path("README.md").write_text("no marks")
     before = files(desk)
@@ -160,7 +219,7 @@ def test_a_report_that_cannot_be_written_is_an_error(desk, capsys, monkeypatch, 
 
 @pytest.mark.parametrize(("changed", "code"), [(True, 1), (False, 0)])
 def test_checking_the_report_says_whether_it_is_up_to_date(capsys, monkeypatch, changed, code):
-    monkeypatch.setattr("mnistlib.__main__.write_report", lambda check: check and changed)
+    monkeypatch.setattr("mnistlib.experiments.report.write_report", lambda check: check and changed)
     assert main(["report", "--check"]) == code
     assert capsys.readouterr().out == f"README.md is {'not ' * changed}up to date\n"
 
@@ -181,9 +240,15 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     assert [row.split()[0] for row in rows[:2]] == ["1", "2"]
     assert rows[2].startswith("early: ")
     assert rows[3:] == [f"test: {seen}", f"checkpoint: {checkpoint}"]
-    row = (runs_folder / "runs.csv").read_text().splitlines()[1]
-    assert row.startswith(f"custom,{config.hash('mnist')},5,mnist,random,early,18216,")
-    assert f",{seen.n},{seen.accuracy:.1f}," in row
+    record = json.loads((checkpoint.parent / "run.json").read_text())
+    row = record["row"]
+    assert (row["config_hash"], row["seed"]) == (config.hash("mnist"), 5)
+    assert (row["n_test"], row["test_accuracy"]) == (seen.n, seen.accuracy)
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    assert tuple(record["wrong"]) == seen.wrong
+    assert row["memory_mb"] >= row["optimizer_mb"] >= 0
+    (line,) = (runs_folder / "runs.csv").read_text().splitlines()[1:]
+    assert line.startswith(f"custom,{config.hash('mnist')},5,mnist,random,early,18216,")
 
 
 def test_train_without_settings_is_the_fast_recipe(monkeypatch, loads_tiny):
@@ -193,7 +258,7 @@ def test_train_without_settings_is_the_fast_recipe(monkeypatch, loads_tiny):
         asked.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mnistlib.__main__.train", remember)
+    monkeypatch.setattr("mnistlib.train", remember)
     assert main(["train"]) == 130
     assert main(["train", "--recipe", "reference", "--seed", "1"]) == 130
     assert [(c.recipe, c.seed) for c in asked] == [("fast", 0), ("reference", 1)]
@@ -212,11 +277,30 @@ def test_evaluate_says_what_a_checkpoint_reaches(desk, capsys, loads_tiny, train
     assert "3 of 3 epochs" in said["training"]
 
 
+def test_the_summary_says_what_came_out(trained, tmp_path, tiny_digits):
+    checkpoint = tmp_path / "a run" / trained.checkpoint.name
+    for path in (checkpoint, tmp_path / "figures/01-1.png", tmp_path / "figures/01-2.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(trained.checkpoint.read_bytes())
+    (tmp_path / "01.ipynb").touch()
+    text = summarise(tmp_path, tiny_digits, began=0.0)
+    said = {line[:12].strip(): line[12:] for line in text.splitlines()}
+    assert said["network"] == "reference, 13,912 parameters"
+    assert said["training"].endswith(" s on cpu")
+    assert said["validation"].startswith(f"{trained.history[-1]['val_acc']:.2f} % of 100 images")
+    assert said["checkpoint"] == str(checkpoint)
+    assert said["figures"] == f"{tmp_path / 'figures'} (2 pictures)"
+    assert said["notebook"] == str(tmp_path / "01.ipynb")
+    assert said["all in"].endswith(" s")
+    sample = replace(tiny_digits, source="sample", test_images=None)
+    assert summarise(tmp_path, sample, began=0.0).startswith("ON THE EMBEDDED SAMPLE")
+
+
 def test_evaluate_on_digits_of_another_source_says_so(
     desk, capsys, monkeypatch, trained, tiny_digits
 ):
     sample = replace(tiny_digits, test_images=None, test_labels=None, source="sample")
-    monkeypatch.setattr("mnistlib.__main__.load_mnist", lambda source: sample)
+    monkeypatch.setattr("mnistlib.load_mnist", lambda source: sample)
     assert main(["evaluate", "good.pth"]) == 0
     said = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
     assert "'mnist'" in said["note"]
@@ -237,41 +321,66 @@ def test_predict_says_which_digit_each_picture_shows(desk, capsys, trained, tiny
     assert all(line.endswith(" %)") and ", then " in line for line in lines)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed_to_the_same_bits(
-    desk, capsys, monkeypatch, loads_tiny, runs_folder
+    desk, capsys, monkeypatch, loads_tiny, runs_folder, number, code
 ):
     assert main(["train", *QUICK, "--folder", "whole", "--ledger", "whole"]) == 0
     whole = load_checkpoint(next(Path("whole").glob("*.pth")))["model_state_dict"]
     calls = []
 
-    def distort(images, **ranges):
+    def stopping(images, **ranges):
         calls.append(1)
         if len(calls) == 13:
-            signal.raise_signal(signal.SIGINT)
-        return random_distortion(images, **ranges)
+            signal.raise_signal(number)
+        return augment(images, **ranges)
 
     with monkeypatch.context() as m:
-        m.setattr(LOOP, "random_distortion", distort)
+        m.setattr(LOOP, "augment", stopping)
         capsys.readouterr()
-        assert main(["train", *QUICK]) == 130
+        assert main(["train", *QUICK]) == code
     checkpoint = sorted(runs_folder.rglob("*.pth"))[-1]
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"Go on with: python -m mnistlib train --resume {checkpoint}"
     assert not (runs_folder / "runs.csv").exists()
-    assert main(["train", "--resume", str(checkpoint)]) == 0
+    assert main(["train", "--resume", str(checkpoint.parent)]) == 0
     (resumed,) = runs_folder.rglob("*.pth")
     weights = load_checkpoint(resumed)["model_state_dict"]
     assert all(torch.equal(weights[k], whole[k]) for k in whole)
     assert len((runs_folder / "runs.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("seeds", ["3:1", "3:3", "a", "-1:2", "1:", "", "0:2:4"])
+def test_seeds_that_are_none_are_refused(capsys, seeds):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", f"--seeds={seeds}"])
+    assert ended.value.code == 2
+    assert "is not FROM:TO, as in 0:20, which is 0 to 19" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["good.pth", "."])
+def test_resuming_a_finished_run_records_nothing_and_says_that_it_is_finished(
+    desk, capsys, runs_folder, given
+):
+    Path("good.pth").rename("mnist_model_1.pth" if given == "." else "good.pth")
+    before = files(desk)
+    # neither digits nor a good ledger are needed: nothing is done
+    command = ["train", "--resume", given, "--test", "--ledger", "text.png"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "")
+    assert "is of a run that is finished: nothing is trained or recorded" in out
+    assert files(desk) == before
+    assert not runs_folder.exists()
+
+
 def test_a_run_stopped_before_its_first_checkpoint_names_none(
     capsys, monkeypatch, loads_tiny, runs_folder
 ):
-    def distort(images, **ranges):
+    def stopping(images, **ranges):
         raise KeyboardInterrupt  # as a second Ctrl-C does
 
-    monkeypatch.setattr(LOOP, "random_distortion", distort)
+    monkeypatch.setattr(LOOP, "augment", stopping)
     assert main(["train", *QUICK]) == 130
     assert "None" not in capsys.readouterr().out
     assert list(runs_folder.rglob("*.pth")) == []
@@ -281,20 +390,60 @@ def test_ctrl_c_outside_of_training_ends_with_130(capsys, monkeypatch):
     def interrupted(source):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mnistlib.__main__.load_mnist", interrupted)
+    monkeypatch.setattr("mnistlib.load_mnist", interrupted)
     assert main(["train"]) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
-def test_help_explains_every_setting(capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_explains_every_setting(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "1000")  # wide enough not to break a text
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
+    (body,) = ast.parse(inspect.getsource(Config)).body
+    texts = {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    assert set(texts) == {f.name for f in fields(Config)}
     for field in fields(Config):
-        option = f"--{field.name.replace('_', '-')} {field.type.__name__}"
-        assert f"{option} {field.metadata['help']}" in said
+        option = f"--{field.name.replace('_', '-')} {field.type.__name__} {texts[field.name]}"
+        assert (option in said) == (command == "train" or field.name != "seed"), option
+    assert all(name in said for name in RECIPES)
+
+
+def test_every_option_of_a_command_is_explained(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    for command in ("train", "sweep", "bench", "audit", "evaluate", "predict", "notebooks"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out.split("options:\n")[1].splitlines()
+        assert all(re.fullmatch(r"  -.*\S {2,}\S.*|  --.{22,}|\s+\S.*", line) for line in shown)
+
+
+def test_options_are_read_as_what_they_are(desk):
+    def read(text):
+        return vars(parse(text.split()))
+
+    train_ = read("train --ledger a/b --test --max-lr 1e-2")
+    assert (train_["ledger"], train_["test"], train_["data"]) == (Path("a/b"), True, "auto")
+    assert (train_["max_lr"], train_["epochs"], train_["recipe"]) == ("1e-2", None, None)
+    sweep = read("sweep --seeds 3:5 --only a b --workers 2")
+    assert (sweep["seeds"], sweep["only"], sweep["workers"]) == (range(3, 5), ["a", "b"], 2)
+    assert read("sweep")["seeds"] == range(5)
+    assert read("sweep --seeds 7")["seeds"] == range(7, 8)
+    assert read("bench")["seeds"] == range(1)
+    assert read("bench")["repetitions"] == 5
+    assert read("audit")["minutes"] == 10.0
+    assert read("evaluate")["checkpoint"] is None
+    assert read("evaluate a")["checkpoint"] == Path("a")
+    assert read("predict a b")["images"] == [Path("a"), Path("b")]
+    notebooks = read("notebooks 03 -p seed 1 --parameter mark b --in-place")
+    assert notebooks["parameter"] == [["seed", "1"], ["mark", "b"]]
+    assert (notebooks["names"], notebooks["in_place"]) == (["03"], True)
 
 
 def test_a_mistake_in_a_process_of_its_own_leaves_no_traceback(desk):
@@ -318,7 +467,7 @@ def process():
     )
 
 before = process()
-import mnistlib
+import mnistlib.__main__  # and what it imports before a command is known
 assert process() == before
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
@@ -333,17 +482,6 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert not loaded & heavy
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("None", None), ("null", None), ("true", True), ("False", False), ("1", 1), ("-3", -3),
-        ("1e-2", 0.01), ("2.0", 2.0), ("text", "text"), ("", ""), ("1 2", "1 2"),
-    ],
-)  # fmt: skip
-def test_the_value_of_a_parameter_is_read(text, value):
-    assert (_value(text), type(_value(text))) == (value, type(value))
 
 
 @pytest.mark.parametrize(

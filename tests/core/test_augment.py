@@ -1,4 +1,4 @@
-"""Random affine distortion, measured: ramps of known values say where each pixel came from."""
+"""Random augmentation, measured: ramps of known values say where each pixel came from."""
 
 import math
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnistlib import random_distortion
+from mnistlib import augment
 
 ALL = {"degrees": 20, "pixels": 2, "scale": 0.2, "shear": 10}
 few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
@@ -28,7 +28,7 @@ def ramps(n, height, width):
 
 
 def measure(n=50, size=(28, 28), seed=0, picture=None, **ranges):
-    """Distort ramps; return what each image's ramps say: source = matrix @ target + offset.
+    """Augment ramps; return what each image's ramps say: source = matrix @ target + offset.
 
     Both in pixels (x, y) from the middle of the image, y downwards. Bilinear interpolation of a
     ramp is exact, so the matrices are, to rounding. A picture rides along as a fourth channel.
@@ -37,7 +37,7 @@ def measure(n=50, size=(28, 28), seed=0, picture=None, **ranges):
     images = ramps(n, height, width)
     if picture is not None:
         images = torch.cat((images, picture.expand(n, 1, height, width)), 1)
-    out = random_distortion(images, generator=seeded(seed), **ranges).numpy()
+    out = augment(images, generator=seeded(seed), **ranges).numpy()
     y, x = np.mgrid[:height, :width]
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     matrices, offsets = [], []
@@ -56,12 +56,12 @@ def measure(n=50, size=(28, 28), seed=0, picture=None, **ranges):
 def test_nothing_happens_when_all_ranges_are_zero():
     images = torch.rand(4, 1, 28, 28, generator=seeded())
     random_state = torch.get_rng_state()
-    assert torch.equal(random_distortion(images), images)
+    assert torch.equal(augment(images), images)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 @pytest.mark.parametrize("ranges", [{name: value} for name, value in ALL.items()], ids=list(ALL))
-def test_each_image_gets_its_own_distortion(ranges):
+def test_each_image_gets_its_own_amounts(ranges):
     matrices, offsets, _ = measure(n=20, **ranges)
     rows = np.column_stack((matrices.reshape(20, 4), offsets))
     assert len(np.unique(rows.round(9), axis=0)) == 20
@@ -69,33 +69,33 @@ def test_each_image_gets_its_own_distortion(ranges):
 
 def test_all_channels_of_an_image_move_together():
     image = torch.rand(3, 1, 28, 28, generator=seeded())
-    out = random_distortion(image.expand(3, 4, 28, 28), **ALL, generator=seeded())
+    out = augment(image.expand(3, 4, 28, 28), **ALL, generator=seeded())
     assert all(torch.equal(out[:, 0], out[:, c]) for c in range(1, 4))
 
 
 def test_a_generator_reproduces_it_and_leaves_the_global_random_state_alone():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     random_state = torch.get_rng_state()
-    first = random_distortion(images, **ALL, generator=seeded(1))
-    assert torch.equal(random_distortion(images, **ALL, generator=seeded(1)), first)
-    assert not torch.equal(random_distortion(images, **ALL, generator=seeded(2)), first)
+    first = augment(images, **ALL, generator=seeded(1))
+    assert torch.equal(augment(images, **ALL, generator=seeded(1)), first)
+    assert not torch.equal(augment(images, **ALL, generator=seeded(2)), first)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_a_generator_goes_on_from_call_to_call():
     images, generator = torch.rand(5, 1, 28, 28, generator=seeded()), seeded()
-    first = random_distortion(images, **ALL, generator=generator)
-    assert not torch.equal(random_distortion(images, **ALL, generator=generator), first)
+    first = augment(images, **ALL, generator=generator)
+    assert not torch.equal(augment(images, **ALL, generator=generator), first)
 
 
 def test_without_a_generator_torchs_seed_reproduces_it():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        first = random_distortion(images, **ALL)
-        second = random_distortion(images, **ALL)
+        first = augment(images, **ALL)
+        second = augment(images, **ALL)
         torch.manual_seed(0)
-        assert torch.equal(random_distortion(images, **ALL), first)
+        assert torch.equal(augment(images, **ALL), first)
     assert not torch.equal(first, second)
 
 
@@ -183,7 +183,7 @@ def test_an_asymmetric_picture_keeps_its_handedness():
     hook = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
     hook[..., 6:22, 9:12] = 1  # the letter L
     hook[..., 19:22, 9:20] = 1
-    out = random_distortion(hook.expand(100, 1, 28, 28), **ALL, generator=seeded())
+    out = augment(hook.expand(100, 1, 28, 28), **ALL, generator=seeded())
     alike, mirrored = (out * hook).sum((1, 2, 3)), (out * hook.flip(3)).sum((1, 2, 3))
     assert (alike > mirrored).all()
 
@@ -213,7 +213,7 @@ def test_the_centre_of_mass_of_a_dot_moves_as_measured():
 
 
 def test_zeros_come_in_from_beyond_the_border():
-    out = random_distortion(torch.ones(50, 1, 28, 28), pixels=6, generator=seeded())
+    out = augment(torch.ones(50, 1, 28, 28), pixels=6, generator=seeded())
     border = torch.cat((out[..., 0, :], out[..., -1, :], out[..., 0], out[..., -1]), -1)
     assert (border.amin(-1) < 0.5).all()
     assert (out[..., 8:20, 8:20] > 0.999).all()
@@ -223,14 +223,14 @@ def test_zeros_come_in_from_beyond_the_border():
 @given(ranges=any_ranges, seed=st.integers(0, 1000))
 def test_values_stay_between_0_and_1(ranges, seed):
     images = torch.rand(8, 1, 28, 28, generator=seeded(seed)).round(decimals=1)
-    out = random_distortion(images, **ranges, generator=seeded(seed))
+    out = augment(images, **ranges, generator=seeded(seed))
     assert 0 <= out.min() <= out.max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 28, 28), (7, 3, 28, 28), (2, 1, 20, 36)])
 def test_shape_and_dtype_are_kept(dtype, shape):
-    out = random_distortion(torch.rand(shape, dtype=dtype), **ALL, generator=seeded())
+    out = augment(torch.rand(shape, dtype=dtype), **ALL, generator=seeded())
     assert out.shape == shape
     assert out.dtype == dtype
 
@@ -238,13 +238,13 @@ def test_shape_and_dtype_are_kept(dtype, shape):
 def test_the_given_images_are_not_changed():
     images = torch.rand(5, 1, 28, 28, generator=seeded())
     kept = images.clone()
-    random_distortion(images, **ALL, generator=seeded())
+    augment(images, **ALL, generator=seeded())
     assert torch.equal(images, kept)
 
 
 def test_elastic_displacements_have_their_standard_deviation_and_are_smooth():
     ramp = ramps(400, 28, 28)
-    out = random_distortion(ramp, elastic=0.8, generator=seeded()).numpy()
+    out = augment(ramp, elastic=0.8, generator=seeded()).numpy()
     moved = (out - ramp.numpy())[:, :2, 9:19, 9:19] * 27  # columns and rows, in pixels; inside
     assert abs(moved.mean()) < 0.05
     assert 0.4 < moved.std() < 0.9  # between the points it is a mean of several, so a little less
@@ -256,8 +256,8 @@ def test_elastic_displacements_have_their_standard_deviation_and_are_smooth():
 
 def test_elastic_displacements_differ_from_image_to_image_and_come_on_top_of_the_rest():
     picture = torch.rand(1, 1, 28, 28, generator=seeded()).expand(5, 1, 28, 28)
-    out = random_distortion(picture, elastic=0.5, generator=seeded())
+    out = augment(picture, elastic=0.5, generator=seeded())
     assert len({image.numpy().tobytes() for image in out}) == 5
-    plain = random_distortion(picture, **ALL, generator=seeded())
-    both = random_distortion(picture, **ALL, elastic=1e-6, generator=seeded())
+    plain = augment(picture, **ALL, generator=seeded())
+    both = augment(picture, **ALL, elastic=1e-6, generator=seeded())
     torch.testing.assert_close(both, plain, atol=1e-4, rtol=0)  # the affine draws are the same

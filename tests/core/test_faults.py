@@ -1,0 +1,599 @@
+"""Faults on purpose, in files and processes of the core; the long form writes `faults.csv`."""
+
+import errno
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from core_helpers import packed, same, seal, write_runs
+from faults import note, short_and_long
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+import mnistlib.data
+from mnistlib import CheckpointError, Config, DatasetError, load_checkpoint, load_mnist, train
+from mnistlib.checkpoint import TRAILER, checkpoints, load_model, save_checkpoint
+from mnistlib.data import FILES
+
+NAME = re.compile(r"mnist_model_\d{8}_\d{6}_(acc\d+\.\d\d|accNA)\.pth")
+CONFIG = Config(
+    epochs=2, epoch_images=175, batch_size=25, max_lr=0.02, degrees=5, ema_decay=0.9, seed=3,
+    device="cpu", threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_digits, tmp_path_factory):
+    """Return a finished run with everything in its checkpoint that one can hold."""
+    return train(CONFIG, tiny_digits, folder=tmp_path_factory.mktemp("trained"), verbose=False)
+
+
+@pytest.fixture
+def content(trained):
+    return load_checkpoint(trained.checkpoint)
+
+
+# Bits
+
+
+def flips(raw: bytes, n: int, seed: int):
+    """Give `n` copies of some bytes, in each of which another single bit is flipped."""
+    for bit in random.Random(seed).sample(range(8 * len(raw)), n):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+def silent(load, whole, raws) -> int:
+    """Count the bytes that load without an error to something else than `whole`."""
+    wrong = 0
+    for raw in raws:
+        try:
+            found = load(raw)
+        except Exception:  # of any kind: a reader that fails is not silent
+            continue
+        wrong += not same(whole, found)
+    return wrong
+
+
+@short_and_long(100, 1000)
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "the hash missing"])
+def test_no_flipped_bit_of_a_checkpoint_is_read_silently(trained, tmp_path, cut, n, request):
+    path = tmp_path / "flipped.pth"
+    raw, whole = trained.checkpoint.read_bytes(), load_checkpoint(trained.checkpoint)
+
+    def load(flipped):
+        path.write_bytes(flipped)
+        return load_checkpoint(path)
+
+    wrong = silent(load, whole, flips(raw[:-TRAILER] if cut else raw, n, seed=0))
+    what = "mnistlib, hash missing" if cut else "mnistlib"
+    note(request, "bit flips of a checkpoint", what, n, wrong)
+    assert wrong == 0
+
+
+@short_and_long(100, 1000)
+def test_torch_and_safetensors_alone_read_flipped_bits(trained, n, request):
+    """The same flips where nothing checks: the test above would notice if none did harm."""
+    content = load_checkpoint(trained.checkpoint)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+
+    def load(raw):
+        return torch.load(io.BytesIO(raw), weights_only=True)
+
+    wrong = silent(load, content, flips(buffer.getvalue(), n, seed=0))
+    note(request, "bit flips of a checkpoint", "torch alone", n, wrong)
+    assert wrong > n // 2
+    weights = {k: v.contiguous() for k, v in content["model_state_dict"].items()}
+    wrong = silent(load_safetensors, weights, flips(save_safetensors(weights), n, seed=0))
+    note(request, "bit flips of a checkpoint", "safetensors", n, wrong)
+    assert wrong > n // 2
+
+
+# Corruption that has a name, some of it with a checksum that fits
+
+
+class Evil:
+    """Pickles into a call that creates a file."""
+
+    def __init__(self, call, *arguments) -> None:
+        self.reduced = call, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def forgeries(content, marker: Path):
+    """Give name and bytes of what is no checkpoint of ours, with a checksum that fits."""
+    for number in (0, 1, 3, -1, "2", None, 1.5):
+        yield f"format {number!r}", packed(content | {"format": number})
+    yield "no format", packed({k: v for k, v in content.items() if k != "format"})
+    for name, other in {"a list": [content], "a tensor": torch.zeros(3), "nothing": None}.items():
+        yield f"{name} in place of all", packed(other)
+    for name, call in {
+        "touch": Evil(Path.touch, marker),
+        "system": Evil(os.system, f"touch {marker}"),
+        "eval": Evil(eval, f"open({str(marker)!r}, 'w')"),
+        "exec": Evil(exec, f"open({str(marker)!r}, 'w')"),
+        "open": Evil(open, str(marker), "w"),
+        "spawn": Evil(subprocess.call, ["touch", str(marker)]),
+    }.items():
+        for key in ("history", "model_state_dict", "training", "versions"):
+            yield f"malicious {name}, in {key}", packed(content | {key: [call]})
+        yield f"malicious {name}, instead of all", packed(call)
+        bare = pickle.dumps(call, protocol=2) + b"\0\0"
+        yield f"malicious {name}, a bare pickle", seal(bare)
+
+
+def damages(raw: bytes):
+    """Give name and bytes of a checkpoint that something has happened to."""
+    n, g = len(raw), random.Random(0)
+    for part in range(20):
+        yield f"cut after {part} twentieths", raw[: n * part // 20]
+    for k in (1, 2, TRAILER - 1, TRAILER, TRAILER + 1):
+        yield f"{k} bytes short", raw[:-k]
+    for k in range(10):
+        start = n * k // 10
+        yield f"a block of zeros at {k} tenths", raw[:start] + bytes(512) + raw[start + 512 :]
+        yield f"another block at {k} tenths", raw[:start] + g.randbytes(512) + raw[start + 512 :]
+        yield f"a block lost at {k} tenths", raw[:start] + raw[start + 512 :]
+        yield f"a block twice at {k} tenths", raw[: start + 512] + raw[start:]
+    half = n // 2
+    yield "halves swapped", raw[half:] + raw[:half]
+    yield "twice", raw + raw
+    yield "a byte before", b"\0" + raw
+    yield "a byte behind", raw + b"\0"
+    yield "line ends of Windows", raw.replace(b"\n", b"\r\n")
+    yield "read as text", raw.decode("latin-1").encode("utf-8")
+    yield "another checksum", raw[:-64] + b"0" * 64
+    yield "a checksum in capitals", raw[:-64] + raw[-64:].upper()
+    for name, other in {
+        "empty": b"", "text": b"not a checkpoint\n" * 99, "json": b'{"format": 1}',
+        "html": b"<html>404</html>", "png": b"\x89PNG\r\n\x1a\n" + bytes(99),
+        "gzip": b"\x1f\x8b" + bytes(99), "zip of nothing": b"PK\5\6" + bytes(18),
+        "numpy": b"\x93NUMPY" + bytes(99), "zeros": bytes(n), "nothing, sealed": seal(b"\0\0"),
+    }.items():  # fmt: skip
+        yield f"a file of {name}", other
+
+
+@short_and_long(0, 1)
+def test_named_corruptions_are_refused_with_one_error_and_no_code_is_run(
+    trained, content, tmp_path, n, request
+):
+    path, marker = tmp_path / "damaged.pth", tmp_path / "marker"
+    raw = trained.checkpoint.read_bytes()
+    names, harmful = set(), []
+    for name, bad in itertools.chain(damages(raw), forgeries(content, marker)):
+        names.add(name)
+        assert bad != raw, name
+        path.write_bytes(bad)
+        for load in (load_checkpoint, load_model):
+            try:
+                load(path)
+                harmful.append(name)
+            except CheckpointError as error:
+                if str(path) not in str(error):
+                    harmful.append(name)
+        if marker.exists():
+            harmful.append(name)
+    note(request, "named corruptions of a checkpoint", "mnistlib", len(names), len(set(harmful)))
+    assert len(names) >= 100
+    assert harmful == []
+    evil = Evil(Path.touch, marker)
+    pickle.loads(pickle.dumps(evil))
+    assert marker.exists()  # they are as evil as they should be
+
+
+# Every file-system call of a save in turn
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+class Killed(BaseException):
+    """Ends a save as a kill would: no `except Exception` or `except OSError` sees it."""
+
+
+def watch_file_system(monkeypatch, act) -> None:
+    """Have `act(name)` called before each file-system call of a save."""
+
+    def watched(name, real):
+        def call(*args, **kwargs):
+            act(name)
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(tempfile, "mkstemp", watched("mkstemp", tempfile.mkstemp))
+    for name in ("open", "fdopen", "fsync", "replace"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+
+
+def outcome(content, folder) -> Path | BaseException:
+    try:
+        return save_checkpoint(content, folder)
+    except (CheckpointError, Killed) as error:
+        return error
+
+
+@short_and_long(0, 1)
+@pytest.mark.parametrize(
+    ("what", "error", "expected"),
+    [
+        ("an error", OSError(errno.ENOSPC, "No space left"), CheckpointError),
+        ("a kill", Killed(), Killed),
+    ],
+)
+def test_a_save_that_fails_anywhere_leaves_the_earlier_checkpoint(
+    content, folder, monkeypatch, what, error, expected, n, request
+):
+    earlier = save_checkpoint(content | {"val_accuracy": 1.0}, folder)
+    raw = earlier.read_bytes()
+    failed_at = []
+    while True:
+        left = list(range(len(failed_at) + 1))  # this many calls, the last of which fails
+
+        def act(name, left=left):
+            if left and left.pop() == 0:
+                failed_at.append(name)
+                raise error
+
+        with monkeypatch.context() as m:
+            watch_file_system(m, act)
+            result = outcome(content | {"val_accuracy": 2.0}, folder)
+        assert earlier.read_bytes() == raw
+        for path in folder.iterdir():
+            assert NAME.fullmatch(path.name), "a temporary file was left behind"
+            load_checkpoint(path)
+        if left:
+            break  # there was no call left to fail
+        assert type(result) is expected
+        if expected is CheckpointError:
+            assert str(folder) in str(result)
+            assert "free space there or name another folder" in str(result)
+    assert isinstance(result, Path)
+    note(request, f"{what} at a file-system call of a save", "mnistlib", len(failed_at), 0)
+    assert {"mkstemp", "open", "fdopen", "fsync", "replace"} == set(failed_at)
+
+
+# Kills
+
+
+IN_PLACE = "in place"
+
+
+def save_on(checkpoint, folder, how, started) -> None:
+    """Save one checkpoint after the other until the process is killed."""
+    content = load_checkpoint(checkpoint)
+    for i in itertools.count():
+        if how == IN_PLACE:
+            torch.save(content, folder / "latest.pth")
+        else:
+            save_checkpoint(content | {"val_accuracy": float(i % 5)}, folder)
+        if not started.is_set():
+            started.set()
+
+
+def kill_while_saving(checkpoint, folder, n: int, how: str) -> int:
+    """Kill a process that saves, `n` times; return after how many no good checkpoint was there."""
+    processes = multiprocessing.get_context("spawn" if sys.platform == "win32" else "fork")
+    g, lost = random.Random(0), 0
+    folder.mkdir()
+    for _ in range(n):
+        started = processes.Event()
+        child = processes.Process(target=save_on, args=(checkpoint, folder, how, started))
+        child.start()
+        assert started.wait(60)
+        time.sleep(g.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        if how == IN_PLACE:
+            try:
+                torch.load(folder / "latest.pth", weights_only=True)
+            except Exception:  # torch has an error of its own for each way to fail
+                lost += 1
+        else:
+            files = list(folder.glob("mnist_model_*.pth"))
+            lost += len(checkpoints(folder)) != len(files) or not files
+            for file in files[:-2]:
+                file.unlink()
+    return lost
+
+
+@short_and_long(10, 200)
+def test_after_a_kill_while_saving_every_checkpoint_loads(trained, tmp_path, n, request):
+    lost = kill_while_saving(trained.checkpoint, tmp_path / "run", n, "whole")
+    note(request, "kills while saving", "mnistlib", n, lost)
+    assert lost == 0
+    lost = kill_while_saving(trained.checkpoint, tmp_path / "place", n, IN_PLACE)
+    note(request, "kills while saving", "torch.save in place", n, lost)
+    assert lost > 0  # so the kills do come while something is written
+
+
+def with_helpers() -> dict[str, str]:
+    """Return the environment of a process that can import this folder's helpers."""
+    known = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{known}"}
+
+
+KINDS = [{}, {"optimizer": "sgd", "max_lr": 0.01}, {"optimizer": "muon", "max_lr": 0.01},
+         {"focus": 0.5}, {"optimizer": "adam", "dropout": 0.3, "elastic": 0.5}]  # fmt: skip
+
+
+@short_and_long(1, len(KINDS))
+def test_a_run_goes_on_from_every_step_to_the_same_bits_in_a_fresh_process(
+    tiny_digits, tmp_path, n, request
+):
+    """Three of the 14 steps; the long form takes all, and other optimizers, focus and dropout.
+
+    That every step can be resumed from within one process, `test_state.py` shows.
+    """
+    torch.save(vars(tiny_digits) | {"folder": None}, tmp_path / "digits.pt")
+    script = tmp_path / "resumes.py"
+    script.write_text(RESUMES)
+    points = wrong = 0
+    stops = [1, 7, 10] if n == 1 else list(range(1, 15))
+    for kind in KINDS[:n]:
+        done = subprocess.run(
+            [sys.executable, script, tmp_path, json.dumps(kind), json.dumps(stops)],
+            capture_output=True, text=True, timeout=900, check=False, env=with_helpers(),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        equal = [line == "True" for line in done.stdout.split()]
+        points, wrong = points + len(equal), wrong + equal.count(False)
+        assert len(equal) == len(stops)
+    note(request, "resumed from a step in a fresh process", "mnistlib", points, wrong)
+    assert wrong == 0
+
+
+# The parent imports and does nothing else, so that each forked child is as a fresh interpreter
+RESUMES = """
+import json, multiprocessing, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from core_helpers import LOOP, same, state_in
+from mnistlib import Config, Digits, train
+
+folder, kind = Path(sys.argv[1]), json.loads(sys.argv[2])
+config = replace(Config(epochs=2, epoch_images=175, batch_size=25, max_lr=0.02, degrees=5,
+                        ema_decay=0.9, seed=3, device="cpu", threads=1), **kind)
+
+
+def run(stop, resume, to):
+    digits = Digits(**torch.load(folder / "digits.pt"))
+    torch.set_num_threads(1)
+    step = LOOP.train_step
+
+    def watched(state, *batch):
+        step(state, *batch)
+        if state.progress.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    LOOP.train_step = watched
+    done = train(config, digits, resume, folder=to, verbose=False)
+    assert done.interrupted == (0 < stop < 14)
+
+
+def end(to):
+    (path,) = to.glob("*.pth")
+    return state_in(path)
+
+
+def fresh(*arguments):
+    child = processes.Process(target=run, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+processes = multiprocessing.get_context("fork" if sys.platform != "win32" else "spawn")
+torch.optim.SGD([torch.zeros(1)], lr=1.0)  # has torch import its compiler, once for all children
+if __name__ == "__main__":
+    name = f"{config.optimizer}-{config.focus}-{config.elastic}"
+    fresh(0, None, folder / f"whole-{name}")
+    for stop in json.loads(sys.argv[3]):
+        to = folder / f"{stop}-{name}"
+        fresh(stop, None, to)
+        if stop < 14:
+            fresh(0, to, to)
+        print(same(end(to), end(folder / f"whole-{name}")))
+"""
+
+
+WRITES = """
+import sys
+from pathlib import Path
+import torch
+from core_helpers import write_runs
+from mnistlib import Digits
+digits = Digits(**torch.load(sys.argv[1]))
+Path(sys.argv[2], "started").touch()
+write_runs(digits, Path(sys.argv[2]), range(10, 13))
+"""
+
+
+def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(vars(tiny_digits) | {"folder": None}, tmp_path / "digits.pt")
+    command = [sys.executable, "-c", WRITES, tmp_path / "digits.pt", folder]
+    with subprocess.Popen(command, env=with_helpers()) as other:
+        while not (folder / "started").exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        write_runs(tiny_digits, folder, range(3))
+        assert other.wait(200) == 0
+    found = [(content["config"]["seed"], step) for step, _, content in checkpoints(folder)]
+    assert sorted(found) == [(seed, 6) for seed in (0, 1, 2, 10, 11, 12)]
+
+
+def test_a_disk_without_room_leaves_the_earlier_checkpoint(trained, tmp_path):
+    """A real limit of the system on the size of files, reached in the middle of a save."""
+    folder, size = tmp_path / "run", trained.checkpoint.stat().st_size
+    earlier = save_checkpoint(load_checkpoint(trained.checkpoint), folder)
+    raw, limits = earlier.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    content = load_checkpoint(trained.checkpoint)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+        with pytest.raises(
+            CheckpointError, match=r"nothing could be saved in .*; free space there"
+        ):
+            save_checkpoint(content, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.read_bytes() for p in folder.iterdir()] == [raw]
+
+
+def test_a_folder_that_nobody_can_write_to_is_an_error(content):
+    for place in ("/proc/mnistlib", "/dev/null/mnistlib"):
+        with pytest.raises(CheckpointError, match=f"nothing could be saved in {place}"):
+            save_checkpoint(content, Path(place))
+
+
+# Digits
+
+
+def idx(values: np.ndarray) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Return a folder of made-up digits that pass for the real ones, and their arrays."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name in FILES:
+        images = "images" in name
+        shape, top = ((100, 28, 28), 256) if images else (100, 10)
+        arrays[name] = rng.integers(0, top, shape, dtype=np.uint8)
+        (tmp_path / name).write_bytes(idx(arrays[name]))
+    known = {k: hashlib.sha256(idx(v)).hexdigest() for k, v in arrays.items()}
+    monkeypatch.setattr(mnistlib.data, "FILES", known)
+    return tmp_path, arrays
+
+
+@short_and_long(40, 400)
+def test_no_flipped_bit_of_the_digits_is_read_silently(made, n, request):
+    """On made-up digits, since it is the checksum that notices; torchvision has none for these."""
+    folder, arrays = made
+    readers = {"t10k-images-idx3-ubyte": read_image_file, "t10k-labels-idx1-ubyte": read_label_file}
+    parts = {"t10k-images-idx3-ubyte": "test_images", "t10k-labels-idx1-ubyte": "test_labels"}
+    ours = theirs = 0
+    for name, reader in readers.items():
+        path, raw = folder / name, idx(arrays[name])
+        header = len(raw) - arrays[name].size
+        whole = torch.from_numpy(arrays[name].astype(np.int64))
+
+        def load(flipped, path=path, part=parts[name], whole=whole):
+            path.write_bytes(flipped)
+            return getattr(load_mnist(folder), part).long().view(whole.shape)
+
+        def load_theirs(flipped, path=path, reader=reader):
+            path.write_bytes(flipped)
+            return reader(str(path)).long()
+
+        assert torch.equal(load(raw), whole)
+        raws = [raw[:header] + f for f in flips(raw[header:], n // 2, seed=1)]
+        ours += silent(load, whole, raws)
+        theirs += silent(load_theirs, whole, raws)
+        path.write_bytes(raw)
+    note(request, "bit flips of images and labels", "mnistlib", n, ours)
+    note(request, "bit flips of images and labels", "torchvision", n, theirs)
+    assert (ours, theirs) == (0, n)
+
+
+fuzzed = st.binary(max_size=60) | st.builds(
+    lambda kind, dimensions, shape, body: (
+        bytes([0, 0, kind, dimensions]) + b"".join(s.to_bytes(4, "big") for s in shape) + body
+    ),
+    st.sampled_from([8, 8, 8, 9, 13]),
+    st.integers(0, 4),
+    st.lists(st.sampled_from([0, 1, 2, 5, 28, 2**31, 2**32 - 1]), max_size=4)
+    | st.tuples(st.integers(0, 2**32 - 1), st.just(28), st.just(28)),
+    st.binary(max_size=6),
+)
+
+
+@st.composite
+def fuzzed_archive(draw):
+    """A gzip archive in which up to three bytes differ, or that ends early."""
+    raw = bytearray(gzip.compress(draw(fuzzed), mtime=0))
+    for _ in range(draw(st.integers(0, 3))):
+        raw[draw(st.integers(0, len(raw) - 1))] = draw(st.integers(0, 255))
+    return bytes(raw[: draw(st.integers(0, len(raw)))])
+
+
+@short_and_long(200, 10_000)
+def test_fuzzed_idx_files_raise_their_one_error_and_take_no_memory(made, n, request, monkeypatch):
+    folder, limit = made[0], 100_000
+    monkeypatch.setattr(mnistlib.data, "LARGEST", limit)
+    path = folder / "t10k-labels-idx1-ubyte"
+    seen, bad = [], []
+
+    @settings(max_examples=n, deadline=None, database=None, derandomize=True)
+    @given(fuzzed | fuzzed_archive(), st.booleans())
+    def read(raw, zipped):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".gz").unlink(missing_ok=True)
+        (path.with_suffix(".gz") if zipped else path).write_bytes(raw)
+        tracemalloc.start()
+        try:
+            load_mnist(folder)
+            bad.append(raw)
+        except DatasetError as error:
+            if path.name not in str(error):
+                bad.append(error)
+        except Exception as error:  # what the test looks for
+            bad.append(error)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        seen.append(peak)
+
+    read()
+    bad += [peak for peak in seen if peak > 10 * limit]
+    note(request, "fuzzed idx files", "mnistlib", len(seen), len(bad))
+    assert len(seen) >= n
+    assert bad == []
+
+
+def test_an_archive_that_unpacks_to_ten_times_what_is_expected_takes_no_more_memory(
+    made, monkeypatch
+):
+    folder, limit = made[0], 10_000_000
+    monkeypatch.setattr(mnistlib.data, "LARGEST", limit)
+    (folder / "train-images-idx3-ubyte").unlink()
+    bomb = gzip.compress(bytes(10 * limit), compresslevel=1)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match="is damaged"):
+            load_mnist(folder)
+        assert tracemalloc.get_traced_memory()[1] < 3 * limit
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,252 @@
+"""Optimizers and schedules: what each step and each learning rate is."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mnistlib import RECIPES, Config, build, learning_rates
+from mnistlib.muon import Muon, orthogonal
+from mnistlib.optim import learning_rate, make_optimizer, make_scheduler
+
+# after each epoch, from the reference's table
+PUBLISHED = [
+    "0.001808", "0.005205", "0.008599", "0.010000", "0.009903",
+    "0.009618", "0.009156", "0.008534", "0.007776", "0.006911",
+    "0.005973", "0.004998", "0.004022", "0.003084", "0.002220",
+    "0.001463", "0.000841", "0.000380", "0.000096", "0.000000",
+]  # fmt: skip
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("shape", [(8, 72), (16, 144), (32, 9), (8, 8)])
+def test_an_orthogonal_step_keeps_the_singular_vectors_and_evens_the_values(shape):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    inner = left.T @ orthogonal(matrix, steps=8) @ right.T
+    off_diagonal = inner - inner.diag().diag()
+    assert off_diagonal.abs().max() < 1e-3
+    assert inner.diag().min() > 0.5
+    assert inner.diag().max() < 1.3
+
+
+def test_the_iteration_is_jordans_quintic_of_five_steps():
+    """On a diagonal matrix each singular value goes its own way by a * x + b * x^3 + c * x^5."""
+    values = torch.tensor([0.9, 0.4, 0.2, 0.05], dtype=torch.float64)
+    x = values / values.norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    torch.testing.assert_close(orthogonal(values.diag()), x.diag(), rtol=1e-5, atol=1e-6)
+
+
+def steps_of(model, optimizer, n=5) -> list[torch.Tensor]:
+    """Take steps on the same random images and return the weights."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(n):
+        x = torch.randn(7, 5, generator=generator)
+        optimizer.zero_grad()
+        (model(x) - x[:, :3]).square().mean().backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+@pytest.fixture
+def twins():
+    """Return two equal small networks: a BatchNorm, a matrix and a bias."""
+    torch.manual_seed(0)
+    one, other = (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+def test_without_orthogonal_groups_muon_is_nesterov_sgd(twins):
+    ours, theirs = twins
+    groups = [{"params": list(ours.parameters()), "orthogonal": False, "weight_decay": 0.01}]
+    known = torch.optim.SGD(
+        theirs.parameters(), 0.1, momentum=0.8, nesterov=True, weight_decay=0.01
+    )
+    found = steps_of(ours, Muon(groups, lr=0.1, momentum=0.8))
+    for a, b in zip(found, steps_of(theirs, known), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_and_adamw_are_torchs(twins, name):
+    config = Config(optimizer=name, max_lr=0.03, weight_decay=0.1)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    known = kind(twins[1].parameters(), lr=0.03, weight_decay=0.1)
+    found = steps_of(twins[0], make_optimizer(twins[0], config))
+    for a, b in zip(found, steps_of(twins[1], known), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_sgd_is_torchs_with_nesterov_momentum_and_decays_matrices_alone(twins):
+    ours, theirs = twins
+    config = Config(optimizer="sgd", max_lr=0.1, weight_decay=0.2)
+    groups = [
+        {"params": [theirs[1].weight], "weight_decay": 0.2},
+        {"params": [theirs[1].bias, *theirs[0].parameters()]},
+    ]
+    known = torch.optim.SGD(groups, 0.1, momentum=0.9, nesterov=True)
+    for a, b in zip(
+        steps_of(ours, make_optimizer(ours, config)), steps_of(theirs, known), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_muon_turns_only_inner_filters_and_moves_every_parameter():
+    model = build("reference", dropout=0.0)
+    optimizer = make_optimizer(model, Config(optimizer="muon", max_lr=0.2))
+    turned = {id(p) for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]}
+    names = [name for name, p in model.named_parameters() if id(p) in turned]
+    assert names == ["conv2.weight", "conv3.weight", "conv4.weight", "conv5.weight"]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pixels = torch.randint(0, 256, (8, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    model(pixels.to(torch.uint8)).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    # the learning rate of 0.2 times a tenth
+    step = (model.conv4.weight - before["conv4.weight"]).flatten(1) / 0.02
+    values = torch.linalg.svdvals(step.detach())
+    assert values.median() > 0.5
+    assert values.max() < 1.3
+
+
+def test_muon_decays_what_it_does_not_turn_but_for_batchnorm():
+    model = build("reference")
+    optimizer = make_optimizer(model, Config(optimizer="muon", weight_decay=0.25))
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    found = {name: decays[id(p)] for name, p in model.named_parameters()}
+    decayed = {name for name, decay in found.items() if decay}
+    assert decayed == {"conv1.weight", "onecross.weight", "conv6.weight"}
+    assert {found[name] for name in decayed} == {0.25}
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
+def test_momentum_falls_to_085_at_the_peak_and_rises_again_only_where_it_cycles(optimizer):
+    for cycles in (True, False):
+        config = Config(optimizer=optimizer, cycle_momentum=cycles, pct_start=0.5)
+        made = make_optimizer(build("reference"), config)
+        scheduler = make_scheduler(made, config, 10)
+        found = []
+        for _ in range(10):
+            group = made.param_groups[0]
+            found.append(group["betas"][0] if "betas" in group else group["momentum"])
+            made.step()
+            scheduler.step()
+        if cycles:
+            assert (found[0], min(found), found[-1]) == pytest.approx((0.95, 0.85, 0.95), abs=0.01)
+            assert found.index(min(found)) == 4
+        else:
+            assert found == [0.9] * 10
+
+
+# Schedules
+
+
+def rates(**settings) -> list[float]:
+    return learning_rates(Config(epochs=1, cycle_momentum=False, max_lr=1.0, **settings), 100)
+
+
+def test_the_constant_schedule_warms_up_in_a_straight_line_and_stays():
+    found = rates(anneal="constant", pct_start=0.2)
+    assert found[:20] == pytest.approx([0.04 + 0.96 * step / 20 for step in range(20)])
+    assert found[20:] == [1.0] * 81
+
+
+def test_the_step_schedule_falls_to_a_tenth_twice():
+    found = rates(anneal="step", pct_start=0.1)
+    assert found[10:60] == [1.0] * 50
+    assert found[60:85] == pytest.approx([0.1] * 25)
+    assert found[85:] == pytest.approx([0.01] * 16)
+
+
+def test_without_warm_up_a_schedule_begins_at_its_peak():
+    assert rates(anneal="constant", pct_start=0.0) == [1.0] * 101
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_one_cycle_is_torchs(anneal):
+    config = Config(epochs=3, max_lr=0.7, anneal=anneal, pct_start=0.3)
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=0.7)
+    known = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.7, epochs=3, steps_per_epoch=7, pct_start=0.3, anneal_strategy=anneal
+    )
+    expected = known.get_last_lr()
+    for _ in range(21):
+        optimizer.step()
+        known.step()
+        expected += known.get_last_lr()
+    assert learning_rates(config, 7) == [max(0.0, rate) for rate in expected]
+
+
+def test_the_linear_schedule_falls_in_a_straight_line_to_nothing():
+    found = rates(anneal="linear", pct_start=0.2)
+    differences = [b - a for a, b in itertools.pairwise(found[19:100])]
+    assert max(differences) - min(differences) == pytest.approx(0, abs=1e-9)
+    assert found[99] == pytest.approx(0, abs=1e-5)
+    assert found[100] == 0
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear", "step", "constant"])
+def test_the_rates_that_are_told_are_those_that_an_optimizer_gets(anneal):
+    config = Config(
+        epochs=2, max_lr=0.5, anneal=anneal, optimizer="sgd", cycle_momentum=False, pct_start=0.3
+    )
+    optimizer = make_optimizer(build("reference"), config)
+    scheduler = make_scheduler(optimizer, config, 20)
+    used = []
+    for _ in range(20):
+        assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(scheduler)}
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert learning_rates(config, 10)[:-1] == used
+
+
+def epoch_ends(batches) -> list[str]:
+    found = learning_rates(RECIPES["reference"], batches)
+    assert len(found) == 20 * batches + 1
+    return [f"{rate:.6f}" for rate in found[batches::batches]]
+
+
+def test_391_batches_an_epoch_reproduce_all_twenty_published_learning_rates():
+    assert len(PUBLISHED) == 20
+    assert epoch_ends(391) == PUBLISHED
+
+
+def test_469_batches_all_60000_images_do_not_reproduce_them():
+    assert epoch_ends(469) != PUBLISHED
+
+
+@settings(max_examples=80, deadline=None, database=None, derandomize=True)
+@given(
+    pct_start=st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.5, 0.95]) | st.floats(0, 0.95),
+    anneal=st.sampled_from(["cos", "linear", "step", "constant"]),
+    steps=st.integers(1, 20),
+)
+def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(pct_start, anneal, steps):
+    config = Config(epochs=1, max_lr=0.01, pct_start=pct_start, anneal=anneal, cycle_momentum=False)
+    found = learning_rates(config, steps)
+    assert len(found) == steps + 1
+    assert all(math.isfinite(rate) and 0 <= rate <= 0.01 + 1e-9 for rate in found)
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.15, 0.5, 0.95])
+def test_a_short_run_has_learning_rates_above_zero(pct_start):
+    found = learning_rates(Config(epochs=1, max_lr=0.01, pct_start=pct_start), 10)
+    assert 0 < max(found) <= 0.01
+
+
+def test_looking_at_learning_rates_leaves_the_random_state_as_it_was():
+    random_state = torch.get_rng_state()
+    learning_rates(Config(epochs=1), 3)
+    assert torch.equal(torch.get_rng_state(), random_state)

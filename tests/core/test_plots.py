@@ -1,0 +1,132 @@
+"""The shared figures draw what they are given, in one look, and return nothing."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from mnistlib import Config, plots, train
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left():
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_digits):
+    config = Config(model="c8s2 p full", epochs=3, batch_size=50, max_lr=0.02, device="cpu")
+    return train(config, tiny_digits, eval_every=4, save=False, verbose=False)
+
+
+def texts():
+    return [t.get_text() for ax in plt.gcf().axes for t in ax.texts]
+
+
+def test_the_style_holds_inside_a_figure_and_not_after_it():
+    before = dict(mpl.rcParams)
+    with plots.figure("A title", "a subtitle", ncols=2) as (figure, axes):
+        assert not mpl.rcParams["axes.spines.top"]
+        assert len(axes) == 2
+    assert figure.get_suptitle() == "A title"
+    assert axes[0].get_title(loc="left") == "a subtitle"
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_a_log_axis_has_ticks_that_read_as_numbers(side):
+    _, ax = plt.subplots()
+    ax.plot([0.02, 30], [0.02, 30])
+    plots.log_axis(getattr(ax, f"{side}axis"))
+    scales = {"x": ax.get_xscale(), "y": ax.get_yscale()}
+    other = {"x": "y", "y": "x"}[side]
+    assert (scales[side], scales[other]) == ("log", "linear")
+    plt.gcf().canvas.draw()
+    labels = [t.get_text() for t in getattr(ax, f"get_{side}ticklabels")()]
+    assert {"0.05", "0.1", "1", "20"} <= set(labels)
+    assert {t.get_text() for t in getattr(ax, f"get_{side}ticklabels")(minor=True)} <= {""}
+
+
+def test_digits_stand_in_rows_of_ten_under_their_labels_or_captions(tiny_digits):
+    images, labels = tiny_digits.train_images[:12], tiny_digits.train_labels[:12]
+    plots.digits(images, labels, "title")
+    axes = plt.gcf().axes
+    assert len(axes) == 20
+    assert [ax.get_title(loc="center") for ax in axes[:12]] == [str(int(y)) for y in labels]
+    assert [ax.axison for ax in axes] == [True] * 12 + [False] * 8
+    plots.digits(images[:2], labels[:2], "title", ["one", "two"])
+    assert [ax.get_title(loc="center") for ax in plt.gcf().axes[:3]] == ["one", "two", ""]
+
+
+def test_bars_have_their_numbers_and_one_is_highlighted():
+    plots.bars({"a": 13_912, "b": 500}, "title", "parameters", highlight="b")
+    (ax,) = plt.gcf().axes
+    assert texts() == [" 13,912", " 500"]
+    assert [mpl.colors.to_hex(p.get_facecolor()) for p in ax.patches] == [
+        plots.TRAIN, plots.VALIDATION
+    ]  # fmt: skip
+    assert ax.yaxis.get_inverted()
+
+
+def test_augmentation_shows_the_original_first_and_others_that_differ(tiny_digits, tiny_config):
+    image = tiny_digits.train_images[0]
+    plots.augmentation(image, tiny_config, "title", n=4)
+    axes = plt.gcf().axes
+    shown = [torch.tensor(ax.images[0].get_array()) for ax in axes[:5]]
+    assert torch.allclose(shown[0], image[0] / 255)
+    assert all(not torch.equal(shown[0], other) for other in shown[1:])
+    assert not torch.equal(shown[1], shown[2])
+    assert axes[0].get_title(loc="center") == "original"
+
+
+def test_onecycle_has_the_peak_between_its_phases_and_every_evaluation(run):
+    plots.onecycle(run, "title")
+    rate, loss, error = plt.gcf().axes
+    steps = len(run.curve["lr"])
+    assert rate.lines[0].get_ydata().tolist() == run.curve["lr"]
+    raw, smooth = (line.get_ydata() for line in loss.lines)
+    assert len(raw) == len(smooth) == steps
+    assert min(raw) <= smooth.min() <= smooth.max() <= max(raw)
+    per_epoch = steps // 3
+    wanted = sorted({*run.curve["eval_step"], per_epoch, 2 * per_epoch, 3 * per_epoch})
+    assert error.lines[0].get_xdata().tolist() == wanted
+    final = 100 - run.history[-1]["val_acc"]
+    assert error.lines[0].get_ydata()[-1] == pytest.approx(final)
+    assert texts() == ["warm-up", "annealing", f"{final:.2f} %"]
+    assert (loss.get_yscale(), error.get_yscale()) == ("log", "log")
+
+
+def test_convergence_shows_both_losses_and_errors_and_says_last_and_best(run):
+    plots.convergence(run)
+    loss, error = plt.gcf().axes
+    history = run.history
+    for line, column in zip(loss.lines, ("train_loss", "val_loss"), strict=True):
+        assert line.get_ydata().tolist() == [row[column] for row in history]
+    assert error.lines[1].get_ydata().tolist() == [100 - row["val_acc"] for row in history]
+    last = 100 - history[-1]["val_acc"]
+    best = min(100 - row["val_acc"] for row in history)
+    assert texts() == [f"last epoch {last:.2f} %,\nbest epoch {best:.2f} % (dashed)"]
+    assert plt.gcf().get_suptitle() == "c8s2 p full: 3 epochs"
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["training", "validation"]
+
+
+def test_lines_are_labelled_at_their_ends_shorter_ones_too():
+    plots.lines([1, 2, 3], {"a": [1.0, 2.0, 3.0], "b": [5.0, 4.0]}, "title", ("x", "y"), log=True)
+    (ax,) = plt.gcf().axes
+    assert [(t.get_text(), t.xy) for t in ax.texts] == [(" a", (3, 3.0)), (" b", (2, 4.0))]
+    assert [t.get_color() for t in ax.texts] == [line.get_color() for line in ax.lines]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("x", "y", "log")
+
+
+def test_the_confusion_counts_each_mistake_and_leaves_out_what_is_right():
+    labels = torch.tensor([1, 1, 7, 3, 3, 3], dtype=torch.uint8)
+    predictions = torch.tensor([1, 7, 1, 8, 8, 3])
+    plots.confusion(labels, predictions, "title")
+    (ax,) = plt.gcf().axes
+    counts = ax.collections[0].get_array()
+    assert {(i, j): int(counts[i, j]) for i, j in zip(*counts.nonzero(), strict=True)} == {
+        (1, 7): 1, (7, 1): 1, (3, 8): 2
+    }  # fmt: skip
+    assert ax.get_title(loc="left") == "4 errors of n = 6"

@@ -1,0 +1,384 @@
+"""Networks written in one line: each named one to the last bit, and the language itself."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mnistlib import MODELS, build
+from mnistlib.spec import HEADS, SpecNet, check_model
+
+BODY = 13_912 - 7_840
+TOTALS = {
+    "reference": 13_912,
+    "reference-pooled": BODY + 160,
+    "reference-shared": BODY + 49 + 160,
+    "reference-depthwise": BODY + 784 + 160,
+    "reference-separable": BODY + 1_120 + 700,
+    "reference-plain": 13_912,
+    "reference-unnormalised": 13_912 - (3 * 8 + 2 * 16),
+    "reference-gelu": 13_912,
+    "reference-silu": 13_912,
+    "early": 25 * 24 + 24 * 16 + 4 * 9 * 16 * 16 + 2 * 24 + 4 * 2 * 16 + 7_840,
+}
+every_model = pytest.mark.parametrize("name", list(MODELS))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (6, 1, 28, 28), generator=generator, dtype=torch.uint8)
+
+
+# What each name stands for, written out without the language
+
+
+class Shared(nn.Module):
+    """One window for all channels: each is an image of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = nn.Conv2d(1, 1, 7, bias=False)
+
+    def forward(self, x):
+        alone = x.flatten(0, 1).unsqueeze(1)  # (N, 16, 7, 7) -> (16 N, 1, 7, 7)
+        return self.window(alone).view(*x.shape[:2], 1, 1)
+
+
+class Bias(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.bias
+
+
+def conv(c: int, out: int, kernel=3, **how) -> nn.Conv2d:
+    return nn.Conv2d(c, out, kernel, bias=False, **how)
+
+
+def full() -> nn.Module:
+    return conv(16, 10, 7)
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(nn.AvgPool2d(7), conv(16, 10, 1))
+
+
+def shared() -> nn.Module:
+    return nn.Sequential(Shared(), conv(16, 10, 1))
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(conv(16, 16, 7, groups=16), conv(16, 10, 1))
+
+
+def separable() -> nn.Module:
+    return nn.Sequential(conv(16, 10, (7, 1)), conv(10, 10, (1, 7)))
+
+
+class Reference(nn.Module):
+    """The reference of its document, in which some parts can be replaced."""
+
+    def __init__(self, dropout, head=full, norm=nn.BatchNorm2d, f=F.relu, residual=True) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(1, 8, padding=1), norm(8)
+        self.conv2, self.bn2 = conv(8, 8, padding=1), norm(8)
+        self.conv3, self.bn3 = conv(8, 8, padding=1), norm(8)
+        self.onecross = conv(8, 16, 1)
+        self.conv4, self.bn4 = conv(16, 16, padding=1), norm(16)
+        self.conv5, self.bn5 = conv(16, 16, padding=1), norm(16)
+        self.head = head()
+        self.dropout, self.f, self.residual = dropout, f, residual
+
+    def drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward(self, pixels):
+        f = self.f
+        x = (pixels.float() - 0.1307 * 255) / (0.3081 * 255)
+        x = f(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(f(self.bn2(self.conv2(x)))))
+        x = self.drop(F.max_pool2d(f(y + x if self.residual else y), 2))
+        x = self.onecross(x)
+        y = self.bn5(self.conv5(f(self.bn4(self.conv4(x)))))
+        x = self.drop(F.max_pool2d(f(y + x if self.residual else y), 2))
+        return self.head(x).flatten(1)
+
+
+class Early(nn.Module):
+    """A 5x5 convolution with stride, pooling, and two residual blocks on 7x7 maps."""
+
+    def __init__(self, dropout) -> None:
+        super().__init__()
+        self.stem, self.bn = conv(1, 24, 5, stride=2, padding=2), nn.BatchNorm2d(24)
+        self.cross = conv(24, 16, 1)
+        self.conv1, self.bn1 = conv(16, 16, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = conv(16, 16, padding=1), nn.BatchNorm2d(16)
+        self.conv3, self.bn3 = conv(16, 16, padding=1), nn.BatchNorm2d(16)
+        self.conv4, self.bn4 = conv(16, 16, padding=1), nn.BatchNorm2d(16)
+        self.head = conv(16, 10, 7)
+        self.dropout = dropout
+
+    def forward(self, pixels):
+        x = (pixels.float() - 0.1307 * 255) / (0.3081 * 255)
+        x = F.relu(self.bn(F.max_pool2d(self.stem(x), 2)))
+        x = self.cross(x)
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+        x = F.relu(self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x))))) + x)
+        return self.head(F.dropout(x, self.dropout, self.training)).flatten(1)
+
+
+WRITTEN = {
+    "reference": Reference,
+    "reference-pooled": partial(Reference, head=pooled),
+    "reference-shared": partial(Reference, head=shared),
+    "reference-depthwise": partial(Reference, head=depthwise),
+    "reference-separable": partial(Reference, head=separable),
+    "reference-plain": partial(Reference, residual=False),
+    "reference-unnormalised": partial(Reference, norm=Bias),
+    "reference-gelu": partial(Reference, f=F.gelu),
+    "reference-silu": partial(Reference, f=F.silu),
+    "early": Early,
+}
+
+
+def bits(make, training: bool, pixels) -> dict[str, list[torch.Tensor]]:
+    """Return initial weights, logits, gradients and running statistics of a network."""
+    torch.manual_seed(7)
+    model = make()
+    initial = [v.clone().flatten() for v in model.state_dict().values()]
+    model.train()(pixels)  # so that the running statistics are no longer 0 and 1
+    model.train(training)
+    torch.manual_seed(8)  # of dropout
+    logits = model(pixels)
+    logits.square().sum().backward()
+    return {
+        "initial weights": initial,
+        "logits": [logits.detach()],
+        "gradients": [p.grad.flatten() for p in model.parameters()],
+        "afterwards": [v.flatten() for v in model.state_dict().values()],
+    }
+
+
+def assert_equal_bits(one, other, training, pixels) -> None:
+    found, wanted = bits(one, training, pixels), bits(other, training, pixels)
+    for what, tensors in wanted.items():
+        assert len(found[what]) == len(tensors), what
+        for i, (a, b) in enumerate(zip(found[what], tensors, strict=True)):
+            assert torch.equal(a, b), f"{what}, number {i}"
+
+
+modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+dropouts = pytest.mark.parametrize("dropout", [0.0, 0.3])
+
+
+@modes
+@dropouts
+def test_the_reference_is_its_spec_bit_for_bit(dropout, training, pixels):
+    built = partial(build, "reference", dropout)
+    assert_equal_bits(built, partial(SpecNet, MODELS["reference"], dropout), training, pixels)
+
+
+@modes
+@dropouts
+@every_model
+def test_every_named_network_is_the_one_written_out_bit_for_bit(name, dropout, training, pixels):
+    built = partial(build, name, dropout)
+    assert_equal_bits(built, partial(WRITTEN[name], dropout), training, pixels)
+
+
+def test_the_shared_window_weighs_every_channel_alike(pixels):
+    """By one channel after the other; sums of another order are not bit-equal."""
+    window, classify = SpecNet("p p x16 shared")[-1]
+    x = torch.rand(3, 16, 7, 7, generator=torch.Generator().manual_seed(0))
+    found = window(x)
+    for k in range(16):
+        torch.testing.assert_close(
+            found[:, k], (x[:, k] * window.weight[0]).sum((1, 2))[:, None, None]
+        )
+    assert classify.weight.shape == (10, 16, 1, 1)
+
+
+# Behaviour of all of them
+
+
+def test_the_named_networks_have_these_totals():
+    found = {name: sum(p.numel() for p in build(name).parameters()) for name in MODELS}
+    assert found == TOTALS
+
+
+@every_model
+def test_no_convolution_has_a_bias(name):
+    convolutions = [m for m in build(name).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) >= 7
+    assert all(m.bias is None for m in convolutions)
+
+
+@every_model
+def test_every_image_gets_ten_logits(name, pixels):
+    model = build(name).eval()
+    assert model(pixels).shape == (6, 10)
+    assert model(pixels[:1]).shape == (1, 10)
+
+
+@every_model
+def test_every_parameter_takes_part(name, pixels):
+    model = build(name)
+    model(pixels).square().sum().backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+@every_model
+def test_outputs_vary_in_training_by_dropout_alone(name, pixels):
+    model = build(name, dropout=0.2).train()
+    assert not torch.equal(model(pixels), model(pixels))
+    model = build(name, dropout=0.0).train()
+    assert torch.equal(model(pixels), model(pixels))
+
+
+@every_model
+def test_evaluation_outputs_do_not_vary(name, pixels):
+    model = build(name, dropout=0.5).eval()
+    assert torch.equal(model(pixels), model(pixels))
+
+
+@every_model
+def test_it_works_in_double_precision_and_agrees_with_single(name, pixels):
+    model = build(name).eval()
+    single = model(pixels)
+    double = model.double()(pixels)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-5)
+
+
+# The language
+
+
+def test_an_unknown_name_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="no model 'resnet'") as refused:
+        build("resnet")
+    assert all(name in str(refused.value) for name in MODELS)
+
+
+def test_a_spec_is_the_network_it_says():
+    model = build("c16k5s2 r1 p x24 r2 depthwise")
+    found = [tuple(p.shape) for p in model.parameters() if p.ndim > 1]
+    assert found == [
+        (16, 1, 5, 5), (16, 16, 3, 3), (24, 16, 1, 1), (24, 24, 3, 3), (24, 24, 3, 3),
+        (24, 1, 7, 7), (10, 24, 1, 1),
+    ]  # fmt: skip
+    assert sum(p.ndim == 1 for p in model.parameters()) == 2 * 4  # of four BatchNorms
+
+
+def test_pooling_before_the_batchnorm_is_pooling_after_the_relu(pixels):
+    torch.manual_seed(0)
+    before = build("c8k5s2p r1 full").eval()
+    torch.manual_seed(0)
+    after = build("c8k5s2 p r1 full").eval()
+    torch.testing.assert_close(before(pixels), after(pixels))
+
+
+def dropouts_of(spec: str) -> list[int]:
+    """Return where among its words a network drops activations."""
+    return [i for i, m in enumerate(SpecNet(spec)) if isinstance(m, nn.Dropout)]
+
+
+def test_dropout_stands_where_it_is_written_and_else_before_the_head():
+    assert dropouts_of("c8 p r1 p full") == [4]
+    assert dropouts_of("c8 d p p full") == [1]
+    assert dropouts_of("d c8p d c8p x4 full") == [0, 2]
+    assert all(m.p == 0.25 for m in SpecNet("d c8p c8p d full", 0.25) if isinstance(m, nn.Dropout))
+
+
+def lowest(layer: nn.Module, channels: int) -> float:
+    """Return the lowest output of a layer, by which ReLU, GELU and SiLU can be told apart."""
+    x = torch.randn(50, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return float(layer.train()(x).detach().min())
+
+
+def test_activation_and_norm_are_those_of_what_follows():
+    model = SpecNet("c4p gelu c4 bias r2 silu c4p full")
+    first, second, block, last = (m for m in model if not isinstance(m, nn.Dropout | nn.Conv2d))
+    assert lowest(first, 1) == 0
+    assert lowest(second, 4) == pytest.approx(-0.17, abs=0.01)
+    assert lowest(block, 4) == pytest.approx(-0.17, abs=0.01)
+    assert lowest(last, 4) < -0.2
+    normalised = [any(isinstance(m, nn.BatchNorm2d) for m in x.modules()) for x in model]
+    assert normalised == [True, True, False, False, False, False]
+
+
+def test_a_residual_block_adds_what_came_in_before_its_last_activation():
+    block = SpecNet("c3p r3 p full")[1]
+    x = torch.randn(2, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    norms = [m for m in block if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 3
+    for norm in norms:
+        norm.weight.data.zero_()  # so that only the shortcut is left
+    assert torch.equal(block(x), x.relu())
+
+
+words = st.one_of(
+    st.sampled_from(["p", "p", "d", "gelu", "silu", "bias", "x3", "x12", "r1", "r2", "r4"]),
+    st.builds(
+        "c{}{}{}{}".format,
+        st.sampled_from([1, 5, 12]),
+        st.sampled_from(["", "k3", "k5", "k7"]),
+        st.sampled_from(["", "", "s1", "s2"]),
+        st.sampled_from(["", "", "p"]),
+    ),
+)
+NO_WORDS = ["q", "c0", "c8k4", "c8s3", "r0", "r5", "x0", "x1000", "c1000", "P", "full", "c8pp"]
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(st.lists(words, max_size=5), st.sampled_from(HEADS))
+def test_words_that_halve_the_map_twice_are_a_network_and_others_are_refused(words, head):
+    spec = " ".join([*words, head])
+    halved = sum((w == "p") + (w[0] == "c" and w[-1] == "p") + ("s2" in w) for w in words)
+    if halved == 2:
+        assert SpecNet(spec).eval()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    else:
+        with pytest.raises(ValueError, match="on a 7x7 map"):
+            SpecNet(spec)
+
+
+@pytest.mark.parametrize("word", NO_WORDS)
+def test_a_word_that_is_none_is_refused_by_name_wherever_it_stands(word):
+    for spec in (f"{word} c8p p full", f"c8p {word} p full", f"c8p p {word} full"):
+        with pytest.raises(ValueError, match=f"^'{word}' is no layer; layers are like c16k5s2"):
+            SpecNet(spec)
+
+
+@pytest.mark.parametrize("spec", ["", "c8p p", "c8p p Full", "c8p p full r2"])
+def test_a_spec_without_a_head_at_its_end_is_refused(spec):
+    with pytest.raises(ValueError, match=r"must end in a head \(full, |'full' is no layer"):
+        SpecNet(spec)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("body", ["c8p c4p", "c8s2 p", "c8k7s2p", "p p", "p c8k5s2", "c8k5 p r1 p"])
+def test_every_way_down_to_7x7_takes_every_head(body, head, pixels):
+    assert SpecNet(f"{body} {head}").eval()(pixels).shape == (6, 10)
+
+
+@pytest.mark.parametrize(
+    "spec", ["full", "c8p full", "c8p p p full", "p c8p p full", "c8s2p p p p p full"]
+)
+def test_maps_of_another_size_than_7x7_are_refused_with_their_size(spec):
+    with pytest.raises(ValueError, match=r"on a 7x7 map; here it is 'full' on (\d+)x\1$"):
+        SpecNet(spec)
+
+
+def test_checking_a_name_draws_nothing_and_refuses_what_build_refuses():
+    random_state = torch.get_rng_state()
+    check_model("c16k5s2 r1 p r2 r2 full")
+    with pytest.raises(ValueError, match="'q' is no layer"):
+        check_model("c16k5s2 q p full")
+    assert torch.equal(torch.get_rng_state(), random_state)
