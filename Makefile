@@ -6,6 +6,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Two workers with a thread each; the notebooks, which take longest, begin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
+
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -14,21 +18,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 run: $(READY)            ## execute the notebooks headless and summarise what came out
 	@$(BIN)/python -m mnistlib notebooks
 
-test: lint unit nbval    ## lint, unit tests, every notebook compared with its committed output
+test: lint               ## lint, unit tests, every notebook compared with its committed output
+	@$(PYTEST) $(NBVAL) notebooks tests
 	@echo "make test: all green"
 
 stress: $(READY)         ## try the faults at length and write outputs/results/faults.csv (about 20 minutes)
-	@MNISTLIB_STRESS=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_headless.py
+	@$(BIN)/python -m pytest -m stress tests
 
-lint: $(READY)
+lint: $(READY)           ## style, format, types, and which file may import which
 	@$(BIN)/ruff check --no-cache .
 	@$(BIN)/ruff format --no-cache --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo
 
-unit: $(READY)
-	@$(BIN)/python -m pytest tests
+unit: $(READY)           ## the unit tests alone
+	@$(PYTEST) tests
 
-nbval: $(READY)
-	@MNISTLIB_RUNS=$(CURDIR)/outputs/runs/nbval $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=1200 notebooks
+nbval: $(READY)          ## the notebooks alone, compared with their committed output
+	@$(PYTEST) $(NBVAL) notebooks
 
 lab: $(READY)            ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
@@ -36,12 +43,12 @@ lab: $(READY)            ## open JupyterLab on the notebooks
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
 	@$(BIN)/python -m mnistlib notebooks --in-place
 
-lock:                    ## pin every dependency again (needs uv)
-	@uv pip compile pyproject.toml --extra test --universal --generate-hashes \
+lock:                    ## pin what pyproject.toml asks for, pins that exist kept (needs uv)
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip compile pyproject.toml --extra test --universal --generate-hashes \
 		--python-version 3.11 --no-header -q -o requirements.lock
 
 clean:                   ## remove the environment and everything that runs left behind
-	rm -rf $(VENV) outputs/runs build mnistlib.egg-info .ruff_cache .pytest_cache
+	rm -rf $(VENV) outputs/runs build mnistlib.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
