@@ -463,12 +463,8 @@ def test_tables_are_equal_over_the_engines_though_workers_are_killed(tmp_path, d
     assert wrong == 0
 
 
-@pytest.mark.parametrize("engine", ["processes", "dask"])
-def test_a_run_whose_workers_are_killed_each_time_is_given_up_and_the_others_end(
-    tmp_path, capsys, request, engine
-):
-    """As when there is not the memory for it. joblib alone would wait for ever with Dask."""
-    client = request.getfixturevalue("dask") if engine == "dask" else None
+def test_a_run_whose_workers_are_killed_each_time_is_given_up_and_the_others_end(tmp_path, capsys):
+    """As when there is not the memory for it."""
     poison = replace(ONE, epoch_images=10_000_000, threads=1)
     folder, over = tmp_path / poison.run_name("sample") / "unfinished", threading.Event()
 
@@ -484,8 +480,7 @@ def test_a_run_whose_workers_are_killed_each_time_is_given_up_and_the_others_end
     thread = threading.Thread(target=kill_its_workers)
     thread.start()
     try:
-        with parallel_config(backend="dask" if client else "loky"):
-            assert sweep([poison, *seeds(3)[1:]], tmp_path, data="sample", workers=2) == (2, 1)
+        assert sweep([poison, *seeds(3)[1:]], tmp_path, data="sample", workers=2) == (2, 1)
     finally:
         over.set()
         thread.join()
