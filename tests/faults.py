@@ -27,6 +27,6 @@ def short_and_long(short: object, long: object) -> pytest.MarkDecorator:
 def note(request: pytest.FixtureRequest, fault: str, what: str, tries: int, bad: int) -> None:
     """In the long form, write a row of `faults.csv`: of so many tries, `bad` did harm."""
     if request.node.get_closest_marker("stress"):
-        row = versions() | {"fault": fault, "what": what, "tries": tries, "bad": bad}
+        row = versions() | {"fault": fault, "what": what, "tries": tries, "bad": int(bad)}
         row |= {"commit": commit(), "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
         append_rows(outputs_folder() / "results" / "faults.csv", COLUMNS, [row])
