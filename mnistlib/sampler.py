@@ -22,7 +22,7 @@ class Sampler:
     """
 
     def __init__(self, n: int, size: int, focus: float, seed: int, device: torch.device) -> None:
-        self.n, self.size, self.focus = n, size, focus if size < n else 0.0
+        self.n, self.size, self.focus = n, size, focus
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch_start = self.generator.get_state()  # from which the epoch's images are drawn
         self.seen = 0  # images of the epoch under way whose loss is known
@@ -40,7 +40,7 @@ class Sampler:
         n, size = self.n, self.size
         orders = [torch.randperm(n, generator=self.generator) for _ in range(math.ceil(size / n))]
         self.drawn = torch.cat(orders)[:size]
-        if self.focus:
+        if self.focus and size < n:
             losses = self.last_loss[orders[0]].float()
             # a stable sort of a random order: equal losses, as of images not yet seen, stay random
             ranked = orders[0][losses.argsort(descending=True, stable=True)]
