@@ -124,7 +124,8 @@ def test_losses_are_kept_for_the_images_they_belong_to():
 def test_a_focus_on_an_epoch_of_all_images_draws_as_none_and_keeps_the_losses():
     plain, focused = Sampler(50, 50, 0.0, 0, CPU), Sampler(50, 50, 0.7, 0, CPU)
     for _ in range(2):  # as the recipes with a focus do on the embedded sample
-        assert torch.equal(plain.sample_epoch(), drawn := focused.sample_epoch())
+        drawn = focused.sample_epoch()
+        assert torch.equal(plain.sample_epoch(), drawn)
         focused.record(drawn.float())
         plain.end_epoch()
         focused.end_epoch()
