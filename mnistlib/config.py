@@ -33,6 +33,9 @@ class Config:
     """passes of epoch-images images"""
     batch_size: int = _setting(128, 2, 60_000)
     """images per step"""
+    slices: int = _setting(1, 1, 64)
+    """equal parts of a batch, each normalised by its own statistics; trained on side by side, on as
+    many cores as there are parts"""
     epoch_images: int = _setting(0, 0, 10_000_000)
     """images per epoch, a smaller set passed over again; 0: each image once"""
     optimizer: str = _setting("adamw", "adamw", "adam", "sgd", "muon")
@@ -76,7 +79,8 @@ class Config:
     device: str = _setting("auto", "auto", "cpu", "cuda", "mps", "xpu")
     """where it trains; auto: the accelerator that torch finds, else the CPU"""
     threads: int = _setting(0, 0, 1024)
-    """CPU threads; 0: as torch is set"""
+    """CPU threads, which share the slices of a batch and evaluation; they change no bit. 0: as
+    torch is set"""
 
     def __post_init__(self) -> None:
         """Cast each value to its field's type and check its range."""
@@ -88,6 +92,9 @@ class Config:
         if self.focus and not self.epoch_images:
             remedy = "set epoch_images to a part of them"
             raise ConfigError(f"focus is {self.focus!r}, but every image is drawn: {remedy}")
+        if self.slices > 1 and self.dropout:
+            remedy = "torch draws it for all slices in turn, whichever comes first: set it to 0"
+            raise ConfigError(f"dropout is {self.dropout:g} with {self.slices} slices; {remedy}")
         if self.anneal in ("step", "constant") and self.cycle_momentum:
             raise ConfigError(f"cycle_momentum is True with anneal {self.anneal}: set it to false")
         object.__setattr__(self, "model", " ".join(self.model.split()))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .slices import side_by_side
+
 BATCH = 128  # images at a time; more would cost memory and gain no time
 
 
@@ -47,18 +49,25 @@ class Evaluation:
         )
 
 
-def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits `(N, 10)` of images `(N, 1, 28, 28)` on the CPU, dropout switched off."""
+def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor:
+    """Return the logits `(N, 10)` of images `(N, 1, 28, 28)` on the CPU, dropout switched off.
+
+    Batches are the same on any number of threads, and so are the bits.
+    """
+
+    @torch.inference_mode()  # each thread has a mode of its own
+    def one(batch: Tensor) -> Tensor:
+        return model(batch.to(device)).cpu()
+
     device = next(model.parameters()).device
     training = [m for m in model.modules() if m.training]  # some may be frozen on purpose
     model.eval()
     try:
-        with torch.inference_mode():
-            parts = [model(batch.to(device)).cpu() for batch in images.split(BATCH)]
+        with side_by_side(threads) as each:
+            return torch.cat(list(each(one, images.split(BATCH))))
     finally:
         for module in training:
             module.training = True
-    return torch.cat(parts)
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -66,15 +75,21 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     return predict_logits(model, images).softmax(1)
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, threads: int = 0) -> Evaluation:
     """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`; every image counts.
+
+    Args:
+        model: the network; it stays in its mode.
+        images: uint8, or float in 0..1.
+        labels: of any integer type.
+        threads: CPU threads, 0: as torch is set; they change no bit.
 
     Raises:
         ValueError: no images, or not as many labels.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"{len(images)} images with {len(labels)} labels cannot be evaluated")
-    logits, targets = predict_logits(model, images), labels.cpu().long()
+    logits, targets = predict_logits(model, images, threads), labels.cpu().long()
     wrong = tuple((logits.argmax(1) != targets).nonzero().flatten().tolist())
     loss, n = float(F.cross_entropy(logits, targets)), len(targets)
     return Evaluation(loss, n - len(wrong), n, wrong)

@@ -1,4 +1,4 @@
-"""The process that a run is in: its device, threads, random state, memory and signals."""
+"""The process that a run is in: its device, random state, memory and signals."""
 
 import ctypes
 import platform
@@ -40,17 +40,11 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def run_context(threads: int, seed: int) -> Iterator[None]:
-    """Set threads (0: leave them) and seed for the length of a run, and keep its freed memory."""
-    usual = torch.get_num_threads()
+def run_context(seed: int) -> Iterator[None]:
+    """Set torch's random state for the length of a run, and keep its freed memory."""
     with torch.random.fork_rng(), keep_freed_memory():
-        try:
-            if threads:
-                torch.set_num_threads(threads)
-            torch.manual_seed(seed)
-            yield
-        finally:
-            torch.set_num_threads(usual)
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -26,13 +26,13 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.model = copy.deepcopy(model) if decay else model
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        self.pairs = [(own, new) for own, new in pairs if own.is_floating_point()] if decay else []
+        both = (self.model.state_dict().values(), model.state_dict().values())
+        self.own, self.new = ([v for v in values if v.is_floating_point()] for values in both)
 
     def update(self) -> None:
         """Move the average towards the current weights; the first update copies them."""
-        for own, new in self.pairs:
-            own.lerp_(new, 1 - self.decay) if self.steps else own.copy_(new)
+        if self.decay:
+            torch._foreach_lerp_(self.own, self.new, 1 - self.decay if self.steps else 1.0)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:

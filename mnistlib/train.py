@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .evaluate import Evaluation, evaluate
 from .optim import learning_rate, learning_rates
 from .paths import runs_folder
 from .runtime import pick_device, run_context, stop_on_signal, versions
+from .slices import Slices, side_by_side
 from .state import TrainingState
 
 HEADER = "Epoch  Train Loss  Val Loss  Train Acc   Val Acc        LR   Seconds"
@@ -115,13 +117,16 @@ def train(
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
     per_epoch = config.steps_per_epoch(len(train_ids))
     total = config.epochs * per_epoch
-    with run_context(config.threads, config.seed), stop_on_signal() as stopped:
-        about = versions() | {"device": device.type, "threads": str(torch.get_num_threads())}
+    # a device is one already
+    threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
+    about = versions() | {"device": device.type, "threads": str(threads)}
+    with run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
         state = TrainingState(config, len(train_ids), device)
         path = latest_checkpoint(resume) if resume else None
         if path:
             state.load_state_dict(training_state(path, config, digits.source))
         progress, network = state.progress, state.average.model
+        slices = Slices(state.model, config.slices, each)
         if verbose and progress.step < total:
             print(HEADER)
         while progress.step < total and not stopped:
@@ -130,15 +135,19 @@ def train(
             batches = order.split(config.batch_size)[progress.step % per_epoch :]
             # disable=None: a bar of the steps on a terminal, and nowhere else
             for ids in tqdm(batches, leave=False, disable=None if verbose else True):
-                train_step(state, config, images[ids], labels[ids].long())
+                batch = (
+                    images.index_select(0, ids),
+                    labels[ids].long(),
+                )  # 30 times as fast as images[ids]
+                train_step(state, slices, config, *batch)
                 if eval_every and progress.step % eval_every == 0 and len(val_ids):
-                    progress.evals.append([progress.step, evaluate(network, *val).error])
+                    progress.evals.append([progress.step, evaluate(network, *val, threads).error])
                 if stopped:
                     break
             check_finite(state, config)
             ended = progress.step % per_epoch == 0
             due = ended and len(val_ids) and (eval_every is not None or progress.step == total)
-            seen = evaluate(network, *val) if due else None
+            seen = evaluate(network, *val, threads) if due else None
             progress.seconds = time.perf_counter() - began
             if ended:
                 state.sampler.end_epoch()
@@ -164,24 +173,22 @@ def train(
     )
 
 
-def train_step(state: TrainingState, config: Config, images: Tensor, labels: Tensor) -> None:
+def train_step(
+    state: TrainingState, slices: Slices, config: Config, images: Tensor, labels: Tensor
+) -> None:
     """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)` int64."""
-    if config.augmentation:
+    if config.augmentation:  # drawn for the whole batch, however it is cut then
         draw = state.random.augmentation
         images = augment(images.float() / 255, **config.augmentation, generator=draw)
-    logits = state.model(images)  # (N, 1, 28, 28) -> (N, 10)
-    each = "none" if config.focus else "mean"  # the mean of one is itself, to the last bit
-    smoothing = config.label_smoothing
-    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=each)
-    loss = losses.mean()
-    state.optimizer.zero_grad()
-    loss.backward()
+    each = "none" if config.focus else "mean"
+    loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing, reduction=each)
+    losses, logits = slices.backward(images, labels, loss)
     state.optimizer.step()
     state.scheduler.step()
     state.average.update()
     if config.focus:
-        state.sampler.record(losses.detach())
-    state.progress.record(loss.detach(), (logits.argmax(1) == labels).sum())
+        state.sampler.record(losses)
+    state.progress.record(losses.mean(), (logits.argmax(1) == labels).sum())
 
 
 def check_finite(state: TrainingState, config: Config) -> None:

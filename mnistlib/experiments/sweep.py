@@ -22,14 +22,13 @@ from .. import Config, MnistlibError, evaluate, load_mnist, train
 from ..checkpoint import checkpoints
 from ..errors import LedgerError
 from ..paths import runs_folder
-from ..runtime import run_context
 from .ledger import check_ledger, collect, commit, finished, read_results, record
 from .stats import predicted_spread
 
 # Times that a run may begin in a sweep. Were it four, Dask would give up a run that kills its
 # workers before we do, and joblib 1.6 does not notice that: it would wait for ever
 MAX_ATTEMPTS = 3
-# Random numbers and threads are a process's, so the threads of a worker take turns
+# Random numbers and torch's threads are a process's, so the threads of a worker take turns
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -138,7 +137,7 @@ def _train_one(
     it did; `sweep` is the sweep's process.
     """
     try:
-        with ONE_AT_A_TIME, run_context(config.threads, config.seed):
+        with ONE_AT_A_TIME:
             commit()  # what runs now; files may change before this process ends
             own = starts.parent
             own.mkdir(parents=True, exist_ok=True)
@@ -154,7 +153,9 @@ def _train_one(
                 raise KeyboardInterrupt
             if run.interrupted:
                 return config, "", False
-            seen = evaluate(run.model, *digits.test) if test and digits.test else None
+            seen = (
+                evaluate(run.model, *digits.test, config.threads) if test and digits.test else None
+            )
             record(replace(run, checkpoint=None), seen, folder)
             shutil.rmtree(own, ignore_errors=True)
             return config, str(run), False

@@ -22,7 +22,6 @@ from ..experiments.ledger import append_rows, commit, read_results
 from ..model import normalise
 from ..paths import runs_folder
 from ..plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
-from ..runtime import run_context
 from .speed_loop import LOOP_STEPS, LoopOptions, TrainingSetup, TutorialLoop, training_setup
 
 # what a row says is written down in outputs/README.md
@@ -156,10 +155,13 @@ def time_tutorial_run(setup: TrainingSetup, digits: Digits) -> Timing:
 
 def time_matmul(threads: int) -> Timing:
     """Time 20 products of 1024x1024 matrices: what the machine multiplies at best."""
-    a, b = torch.rand(2, 1024, 1024)
-    with run_context(threads, seed=0):
+    (a, b), usual = torch.rand(2, 1024, 1024), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
         timeit(lambda: a @ b, number=5)
         return timeit(lambda: a @ b, number=20), 0.0
+    finally:
+        torch.set_num_threads(usual)
 
 
 def time_side_by_side(setup: TrainingSetup, digits: Digits, processes: int) -> Timing:

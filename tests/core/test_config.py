@@ -10,7 +10,7 @@ from mnistlib import MODELS, RECIPES, Config, ConfigError, MnistlibError, config
 
 # for every field that changes the result, a value that is not its default
 OTHER = {
-    "focus": 0.5,
+    "focus": 0.5, "slices": 2,
     "model": "reference-pooled", "epochs": 4, "batch_size": 64, "epoch_images": 1000,
     "optimizer": "sgd", "max_lr": 0.02, "pct_start": 0.3,
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
@@ -131,7 +131,8 @@ def test_a_config_is_frozen():
 def test_every_field_that_changes_the_result_changes_the_hash():
     assert {f.name for f in dataclasses.fields(Config)} == OTHER.keys() | NO_RESULT.keys()
     hashes = [Config().hash("mnist"), Config().hash("sample")]
-    part = {"focus": {"epoch_images": OTHER["epoch_images"]}}  # the one that needs another
+    # those that need another
+    part = {"focus": {"epoch_images": OTHER["epoch_images"]}, "slices": {"dropout": 0.0}}
     hashes += [
         Config(**{name: value, **part.get(name, {})}).hash("mnist") for name, value in OTHER.items()
     ]

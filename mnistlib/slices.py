@@ -1,0 +1,91 @@
+"""Batches in slices: several cores train one network, to the same bits on any number of them."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def side_by_side(threads: int = 0) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a `map` whose calls run in so many Python threads; results come in order.
+
+    torch lets go of Python's lock in its operators, so they do run at the same time. Within each
+    thread torch computes on one: an operator that is divided among threads adds up in another
+    order with each number of them, and small convolutions gain little by it.
+
+    Args:
+        threads: 0: as many as torch is set to.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if (threads or usual) == 1:
+            yield map
+        else:
+            with ThreadPoolExecutor(threads or usual) as pool:
+                yield pool.map
+    finally:
+        torch.set_num_threads(usual)
+
+
+class Slices:
+    """Passes a batch forward and backward in slices, each normalised by its own statistics.
+
+    The slices are "ghost batches" (E. Hoffer, I. Hubara and D. Soudry, "Train longer, generalize
+    better", NeurIPS 2017). Each has a replica of the network that shares its weights. Gradients
+    are added in the order of the slices, whichever was done first. Each replica moves the running
+    statistics of BatchNorm from where the network's were, and these become the replicas' mean, by
+    images: as if the network had seen the mean of the slices' statistics.
+
+    Args:
+        model: the network under training.
+        slices: how many; 1: the network passes the whole batch itself.
+        each: a `map`, as of `side_by_side`.
+    """
+
+    def __init__(self, model: nn.Module, slices: int, each: Callable[..., Iterable[Any]]) -> None:
+        self.each, self.weights = each, list(model.parameters())
+        shared = {id(weight): weight for weight in self.weights}
+        others = [copy.deepcopy(model, dict(shared)) for _ in range(slices - 1)]
+        self.replicas = [model, *others]
+        self.statistics = [
+            [b for b in replica.buffers() if b.is_floating_point()] for replica in self.replicas
+        ]
+
+    def backward(
+        self, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Set the gradients of the mean loss; return the losses and the logits `(N, 10)`.
+
+        Args:
+            images: `(N, 1, 28, 28)`.
+            labels: `(N,)` int64.
+            loss: of logits and labels, one for each image `(N,)` or their mean.
+        """
+
+        def one(replica: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Any]:
+            logits = replica(images)
+            losses = loss(logits, labels)
+            share = len(images) / n  # a short slice counts less, every image alike
+            gradients = torch.autograd.grad(losses.mean() * share, self.weights)
+            return losses.detach(), logits.detach(), gradients
+
+        n, own = len(images), self.statistics[0]
+        for statistics in self.statistics[1:]:
+            torch._foreach_copy_(statistics, own)
+        parts = images.chunk(len(self.replicas)), labels.chunk(len(self.replicas))
+        losses, logits, gradients = zip(*self.each(one, self.replicas, *parts), strict=True)
+        for other in gradients[1:]:
+            torch._foreach_add_(gradients[0], other)
+        for weight, gradient in zip(self.weights, gradients[0], strict=True):
+            weight.grad = gradient
+        if len(parts[0]) > 1:
+            torch._foreach_mul_(own, len(parts[0][0]) / n)
+            for statistics, part in zip(self.statistics[1:], parts[0][1:], strict=False):
+                torch._foreach_add_(own, statistics, alpha=len(part) / n)
+        return torch.cat([part.flatten() for part in losses]), torch.cat(logits)
