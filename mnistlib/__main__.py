@@ -179,7 +179,7 @@ def do_audit(args: argparse.Namespace) -> int:
     seed would be.
 
     Options:
-        --recipe NAME: only runs of this recipe
+        --recipe NAME: only runs of this recipe as it is now, or the run with this config hash
         --minutes MINUTES: only runs no longer [default: 10]
         --pick N: seed of the choice, else another each time
         --ledger FOLDER: of the ledger, else the committed one

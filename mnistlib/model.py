@@ -1,5 +1,7 @@
 """The reference network, 13,912 parameters from 28x28 pixels to ten logits, and `build`."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,15 +38,16 @@ class ReferenceNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
+        relu = partial(F.relu, inplace=True)  # nothing else needs what BatchNorm put out
         x = normalise(pixels, self)
-        x = F.relu(self.bn1(self.conv1(x)))  # (N, 1, 28, 28) -> (N, 8, 28, 28)
-        y = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(y)) + x)
-        x = self.drop1(self.pool1(x))  # -> (N, 8, 14, 14)
-        x = self.onecross(x)  # -> (N, 16, 14, 14)
-        y = F.relu(self.bn4(self.conv4(x)))
-        x = F.relu(self.bn5(self.conv5(y)) + x)
-        x = self.drop2(self.pool2(x))  # -> (N, 16, 7, 7)
+        x = relu(self.bn1(self.conv1(x)))  # (N, 1, 28, 28) -> (N, 8, 28, 28)
+        y = relu(self.bn2(self.conv2(x)))
+        # pooling first: the same values, and three quarters fewer for the ReLU
+        x = relu(self.pool1(self.bn3(self.conv3(y)) + x))  # -> (N, 8, 14, 14)
+        x = self.onecross(self.drop1(x))  # -> (N, 16, 14, 14)
+        y = relu(self.bn4(self.conv4(x)))
+        x = relu(self.pool2(self.bn5(self.conv5(y)) + x))  # -> (N, 16, 7, 7)
+        x = self.drop2(x)
         x = self.conv6(x)  # -> (N, 10, 1, 1)
         return x.flatten(1)  # -> (N, 10)
 

@@ -53,9 +53,9 @@ class Slices:
         shared = {id(weight): weight for weight in self.weights}
         others = [copy.deepcopy(model, dict(shared)) for _ in range(slices - 1)]
         self.replicas = [model, *others]
-        self.statistics = [
-            [b for b in replica.buffers() if b.is_floating_point()] for replica in self.replicas
-        ]
+        # of BatchNorm: all of the network's buffers that are floats, if it has any
+        lists = [[b for b in r.buffers() if b.is_floating_point()] for r in self.replicas]
+        self.statistics = lists if lists[0] else [[]]
 
     def backward(
         self, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +65,7 @@ class Slices:
         Args:
             images: `(N, 1, 28, 28)`.
             labels: `(N,)` int64.
-            loss: of logits and labels, one for each image `(N,)` or their mean.
+            loss: of logits and labels: one for each image `(N,)`, or of a single slice the mean.
         """
 
         def one(replica: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -75,17 +75,18 @@ class Slices:
             gradients = torch.autograd.grad(losses.mean() * share, self.weights)
             return losses.detach(), logits.detach(), gradients
 
-        n, own = len(images), self.statistics[0]
-        for statistics in self.statistics[1:]:
+        own, *others = self.statistics
+        for statistics in others:
             torch._foreach_copy_(statistics, own)
-        parts = images.chunk(len(self.replicas)), labels.chunk(len(self.replicas))
+        n, parts = len(images), [batch.chunk(len(self.replicas)) for batch in (images, labels)]
         losses, logits, gradients = zip(*self.each(one, self.replicas, *parts), strict=True)
         for other in gradients[1:]:
             torch._foreach_add_(gradients[0], other)
         for weight, gradient in zip(self.weights, gradients[0], strict=True):
             weight.grad = gradient
-        if len(parts[0]) > 1:
-            torch._foreach_mul_(own, len(parts[0][0]) / n)
-            for statistics, part in zip(self.statistics[1:], parts[0][1:], strict=False):
+        if others:
+            first, *rest = parts[0]  # of a short batch there may be fewer slices than replicas
+            torch._foreach_mul_(own, len(first) / n)
+            for statistics, part in zip(others, rest, strict=False):
                 torch._foreach_add_(own, statistics, alpha=len(part) / n)
         return torch.cat([part.flatten() for part in losses]), torch.cat(logits)

@@ -180,7 +180,7 @@ def train_step(
     if config.augmentation:  # drawn for the whole batch, however it is cut then
         draw = state.random.augmentation
         images = augment(images.float() / 255, **config.augmentation, generator=draw)
-    each = "none" if config.focus else "mean"
+    each = "none" if config.focus or config.slices > 1 else "mean"
     loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing, reduction=each)
     losses, logits = slices.backward(images, labels, loss)
     state.optimizer.step()

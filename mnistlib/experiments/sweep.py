@@ -18,11 +18,11 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from .. import Config, MnistlibError, evaluate, load_mnist, train
+from .. import RECIPES, Config, MnistlibError, evaluate, load_mnist, train
 from ..checkpoint import checkpoints
 from ..errors import LedgerError
 from ..paths import runs_folder
-from .ledger import check_ledger, collect, commit, finished, read_results, record
+from .ledger import check_ledger, collect, commit, finished, read_results, record, runs_for
 from .stats import predicted_spread
 
 # Times that a run may begin in a sweep. Were it four, Dask would give up a run that kills its
@@ -212,7 +212,7 @@ def audit(
 
     Args:
         folder: of the ledger; by default the committed one.
-        recipe: only runs of this recipe.
+        recipe: only runs of this recipe as it is now, or the run with this config hash.
         minutes: only runs that took no longer.
         pick: seed of the choice; None: another one each time.
 
@@ -222,7 +222,11 @@ def audit(
     runs = read_results(folder=folder)
     usable = (runs["source"] == "mnist") & (runs["device"] == "cpu")
     usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # without any there is no accuracy
-    usable &= (runs["seconds"] <= 60 * minutes) & (not recipe or runs["recipe"] == recipe)
+    usable &= runs["seconds"] <= 60 * minutes
+    if recipe in RECIPES:
+        usable &= runs["config_hash"].isin(runs_for(RECIPES[recipe], folder)["config_hash"])
+    elif recipe:
+        usable &= runs["config_hash"] == recipe
     if not usable.any():
         raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
     row = runs[usable].sample(random_state=pick).iloc[0]

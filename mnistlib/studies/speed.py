@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .. import RECIPES, Budget, Config, ConfigError, Digits, Run, evaluate, load_mnist, train
 from ..experiments.ledger import append_rows, commit, read_results
+from ..experiments.report import whole_seconds
 from ..model import normalise
 from ..paths import runs_folder
 from ..plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
@@ -75,7 +76,9 @@ def _pytorch_example() -> nn.Module:
 
 
 # what the two loops are compared by: the recipe `fast` in a form that both can train
-ONE_EPOCH = replace(RECIPES["fast"], epochs=1, epoch_images=50_000, focus=0.0, ema_decay=0.98)
+ONE_EPOCH = replace(
+    RECIPES["fast"], epochs=1, epoch_images=50_000, focus=0.0, ema_decay=0.98, slices=1
+)
 # As published: github.com/keras-team/keras-io, examples/vision/mnist_convnet.py (Adam as it comes);
 # github.com/pytorch/examples, mnist/main.py (Adadelta, rate 1, times 0.7 after each epoch)
 BASELINES = {
@@ -108,6 +111,7 @@ def recipe_steps() -> dict[str, Config]:
         "distortion": "degrees pixels scale shear",
         "averaged weights": "ema_decay",
         "focus on hard images": "focus",
+        "two slices on two threads": "slices",
     }
     steps, config = {}, RECIPES["reference"]
     for name, fields in changes.items():
@@ -133,24 +137,21 @@ def time_our_loop(setup: TrainingSetup, digits: Digits, images: int = IMAGES_PER
     return run.seconds, time.perf_counter() - began
 
 
-def time_tutorial_loop(setup: TrainingSetup, digits: Digits, options: LoopOptions) -> Timing:
-    """Time the tutorial's loop over some images, and an evaluation."""
+def time_tutorial_loop(
+    setup: TrainingSetup, digits: Digits, options: LoopOptions, images: int = IMAGES_PER_TIMING
+) -> Timing:
+    """Time the tutorial's loop over some images (0: an epoch), and an evaluation."""
     loop = TutorialLoop(setup, digits, options)
     steps = iter(loop)
-    for n in (WARMUP_STEPS, IMAGES_PER_TIMING // setup.config.batch_size):
+    n = images // setup.config.batch_size or loop.steps_per_epoch
+    for n_steps in (WARMUP_STEPS, n):
         began = time.perf_counter()
-        for _ in range(n):
+        for _ in range(n_steps):
             next(steps)
         seconds = time.perf_counter() - began
     began = time.perf_counter()
     loop.accuracy()
     return seconds, time.perf_counter() - began
-
-
-def time_tutorial_run(setup: TrainingSetup, digits: Digits) -> Timing:
-    """Time the tutorial's whole training; the evaluations after each epoch count."""
-    *_, (_, seconds, _) = TutorialLoop(setup, digits, LoopOptions()).epochs()
-    return seconds, 0.0
 
 
 def time_matmul(threads: int) -> Timing:
@@ -198,20 +199,20 @@ def time_operators(setup: TrainingSetup, digits: Digits, group: str) -> Timing:
 def measures(digits: Digits) -> Iterator[Measure]:
     """Yield everything that is timed, on as many threads as torch is set to."""
     reference, n_train = BASELINES["reference"], len(digits.split()[0])
+    counts = sorted({1, torch.get_num_threads()})
 
     def entry(kind: str, name: str, setup: TrainingSetup, timer: Callable, **more: Any) -> Measure:
         config, cost = setup.config, Budget(setup.build())
         whole = config.epochs * (config.epoch_images or n_train)
-        images = whole if kind == "run" else IMAGES_PER_TIMING
-        row = {"kind": kind, "name": name, "images": images} | more
+        row = {"kind": kind, "name": name, "images": IMAGES_PER_TIMING}
         row |= {"parameters": cost.parameters, "multiply_accumulates": cost.multiply_accumulates}
         row["config_hash"] = None if kind == "peer" else config.hash("mnist")
         row["whole_images"] = whole if kind in ("step", "peer", "run") else None
-        if kind == "peer" or name in (*LOOP_STEPS, "conventional"):
+        if kind == "peer" or name in LOOP_STEPS:
             row["evaluations"] = config.epochs - 1
-        return row, partial(timer, setup, digits)
+        return row | more, partial(timer, setup, digits)
 
-    for n in sorted({1, torch.get_num_threads()}):
+    for n in counts:
         row = {"kind": "matmul", "name": f"{n} threads", "images": 20, "threads": n}
         yield row | {"multiply_accumulates": 1024**3}, partial(time_matmul, n)
     for name, (base, options) in LOOP_STEPS.items():
@@ -228,15 +229,27 @@ def measures(digits: Digits) -> Iterator[Measure]:
     for name, n in (("one run, one process", 1), ("two runs side by side", 2)):
         more = {"images": n * IMAGES_PER_TIMING, "threads": 1, "processes": n}
         yield entry("pair", name, reference, partial(time_side_by_side, processes=n), **more)
-    fast, sprint = (training_setup(RECIPES[name]) for name in ("fast", "sprint"))
-    for name, setup in (("fast", fast), ("sprint", sprint)):
-        yield entry("run", name, setup, partial(time_our_loop, images=0))
-    for setup in (reference, fast):
+    recipes = {name: RECIPES[name] for name in ("reference-fast", "fast", "sprint")}
+    for name, config in list(recipes.items())[:2]:
+        for n in counts:
+            setup = training_setup(replace(config, threads=n))
+            yield entry("threads", f"{name}, {n} threads", setup, time_our_loop, threads=n)
+        timer = partial(time_tutorial_loop, options=LOOP_STEPS["freed memory kept"][1])
+        setup = training_setup(replace(config, slices=1))
+        yield entry("threads", f"{name}, torch's own threads", setup, timer)
+    for name, config in recipes.items():
+        whole = config.epochs * config.epoch_images
+        timer = partial(time_our_loop, images=0)
+        yield entry("run", name, training_setup(config), timer, images=whole)
+    # an epoch with its evaluation stands for the twenty
+    timer = partial(time_tutorial_loop, options=LoopOptions(), images=0)
+    more = {"images": n_train, "evaluations": reference.config.epochs}
+    yield entry("run", "conventional", reference, timer, **more)
+    for setup in (reference, training_setup(recipes["fast"])):
         for group in OPERATORS:
             name, timer = f"{setup.config.model}: {group}", partial(time_operators, group=group)
             more = {"images": IMAGES_PER_TIMING // 4, "threads": 1}
             yield entry("operators", name, setup, timer, **more)
-    yield entry("run", "conventional", reference, time_tutorial_run)
 
 
 def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
@@ -246,7 +259,7 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
 
     Args:
         folder: of the ledger; by default `runs_folder()`.
-        repetitions: of each measure; the whole conventional run and operators are measured once.
+        repetitions: of each measure; operators are measured once.
         only: measure only what has this text in its kind or name.
 
     Raises:
@@ -264,7 +277,7 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
     common |= {"torch": str(torch.__version__), "commit": commit()}
     for repetition in range(1, repetitions + 1):
         for about, measure in chosen:
-            if repetition > 1 and (about["kind"] == "operators" or about["name"] == "conventional"):
+            if repetition > 1 and about["kind"] == "operators":
                 continue
             seconds, evaluation = measure()
             row = common | about | {"repetition": repetition, "seconds": round(seconds, 4)}
@@ -321,8 +334,7 @@ def step_table(folder: Path | None = None) -> pd.DataFrame:
     """
     speed, runs = read_results("speed", folder), read_results(folder=folder)
     speed = speed[(speed["kind"] == "step") & (speed["go"] == speed["go"].max())]
-    pace = speed["seconds"] / speed["images"]
-    whole = pace * speed["whole_images"] + speed["evaluation_seconds"] * speed["evaluations"]
+    pace, whole = speed["seconds"] / speed["images"], whole_seconds(speed)
     steps = speed.assign(us=1e6 * pace, whole=whole).groupby("name", sort=False)
     table = steps["whole"].agg(["median", "min", "max"]).rename_axis(None)
     table.columns = ["seconds", "fastest", "slowest"]

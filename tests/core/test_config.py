@@ -188,8 +188,10 @@ def test_seed_device_and_threads_leave_a_recipe_what_it_is(name):
 @pytest.mark.parametrize("field", [f for f in OTHER if f != "seed"])
 def test_any_other_change_makes_it_custom(name, field):
     values = {OTHER[field], getattr(Config(), field)} - {getattr(RECIPES[name], field)}
-    # a part of the images and the focus on some of them go together
-    more = {"focus": {"epoch_images": 1000}, "epoch_images": {"focus": 0.0}}.get(field, {})
+    # a part of the images and the focus on some of them go together, dropout and slices do not
+    more = {"focus": {"epoch_images": 1000}, "epoch_images": {"focus": 0.0}}
+    more |= {"slices": {"dropout": 0.0}, "dropout": {"slices": 1}}
+    more = more.get(field, {})
     for value in values:
         assert configure(name, **{field: value}, **more).recipe == "custom"
     assert values

@@ -80,6 +80,17 @@ def test_only_the_recipe_asked_for_is_chosen(ledger):
         sweep.audit(ledger, recipe="fast")
 
 
+def test_a_run_can_be_named_by_its_hash_whatever_its_recipe_was_called(ledger):
+    """A recipe's settings may have changed; the old ones are in the row."""
+    falsify(ledger, "recipe", lambda values: ["fast", "fast", "sprint"])
+    row = pd.read_csv(ledger / "runs.csv").iloc[1]
+    found = sweep.audit(ledger, recipe=row["config_hash"])
+    assert found.equal
+    assert row["config_hash"] in found.name
+    with pytest.raises(LedgerError, match="no run of fast took"):
+        sweep.audit(ledger, recipe="fast")
+
+
 def test_a_ledger_that_is_not_there_is_a_sentence(tmp_path, capsys):
     assert main(["audit", "--ledger", str(tmp_path / "nowhere")]) == 1
     assert "runs.csv is not there" in capsys.readouterr().err

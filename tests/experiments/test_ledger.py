@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mnistlib import RECIPES, Config, Evaluation, Run, build, train
+from mnistlib import RECIPES, Config, ConfigError, Evaluation, Run, build, train
 from mnistlib.errors import LedgerError
 from mnistlib.experiments import ledger, report
 from mnistlib.experiments.ledger import (
@@ -564,14 +564,19 @@ def committed(results) -> None:
     record(made_up(Config(epochs=1, seed=7), 50.0), folder=results)
     collect(results)
     (results / "published.csv").write_text("epoch,val_acc\n1,97.6\n2,98.8\n3,98.7\n")
-    times = "".join(
-        f"{go},run,{name},{seconds},2\n"
-        for go, name, seconds in [
-            ("1", "fast", 99), ("2", "conventional", 400), ("2", "fast", 21), ("2", "fast", 20),
-            ("2", "fast", 18), ("2", "sprint", 4),
-        ]
-    )  # fmt: skip
-    (results / "speed.csv").write_text("go,kind,name,seconds,threads\n" + times)
+    # rounds of an epoch of 18 s and 2 s of evaluation, then of 21 s and 3 s: 400 s and 480 s
+    times = [(1, "fast", 1, 99)]
+    for turn, slower in ((1, 1.0), (2, 1.2)):
+        times += [(2, "conventional", turn, f"{17 + turn + 2 * (turn > 1)}")]
+        for name, seconds in (("reference-fast", 32), ("fast", 20), ("sprint", 4)):
+            times += [(2, name, turn, seconds * slower)]
+    lines = [
+        f"{go},run,{name},{turn},{seconds},2,"
+        + (f"50000,{1 + turn},1000000,20\n" if name == "conventional" else "1000,0.5,1000,0\n")
+        for go, name, turn, seconds in times
+    ]
+    header = "go,kind,name,repetition,seconds,threads,images,evaluation_seconds,whole_images,"
+    (results / "speed.csv").write_text(f"{header}evaluations\n" + "".join(lines))
 
 
 def test_the_report_goes_between_its_marks(results, tmp_path):
@@ -593,13 +598,15 @@ def test_the_report_goes_between_its_marks(results, tmp_path):
     assert fast == (
         "| `fast` | early | 18,216 | 240,000 | 1 | 98.50 % (one seed) | not evaluated |  |"
     )
-    assert (
-        "| `reference` by the conventional loop | 2 | 1 | 400.0 (400.0 to 400.0) | 1.0 |  |"
-        in speed
+    conventional = (
+        "| `reference` by the conventional loop | 2 | 2 | 440.0 (400.0 to 480.0) | 1 |  |"
     )
-    assert "| `fast` | 2 | 3 | 20.0 (18.0 to 21.0) | 20.0 | the whole" in speed  # the last go alone
+    assert conventional in speed
+    # the last session alone; ratios are within a round: 400 to 20 and 480 to 24
+    assert "| `fast` | 2 | 2 | 22.0 (20.0 to 24.0) | 20 (20 to 20) | the whole" in speed
+    assert "| `reference-fast` | 2 | 2 | 35.2 (32.0 to 38.4) | 12 (12 to 12) | the" in speed
     # all three made-up references are at 99.0 % in the first of their twenty epochs
-    assert "| `sprint` | 2 | 1 | 4.0 (4.0 to 4.0) | 5.0 | the conventional run to 99.0 % |" in speed
+    assert "| `sprint` | 2 | 2 | 4.4 (4.0 to 4.8) | 5 (5 to 5) | the conventional run to" in speed
     assert "best epoch | 98.80 % (one run) | 99.50 % (99.30 to 99.70) |" in promises
     assert "last epoch | 98.70 % (one run) | 99.20 % (99.00 to 99.40) |" in promises
     assert "| 102 MB above `import torch`, of which 62 MB come" in promises
@@ -667,7 +674,9 @@ def test_a_recipe_is_quoted_with_its_mean_and_its_seeds(results):
         "n = 3 seeds (range 99.00 to 99.40), last epoch, 10,000 validation images, 13,912 "
         "parameters"
     )
-    with pytest.raises(LedgerError, match="no run of the recipe 'slow'"):
+    with pytest.raises(LedgerError, match="no run of the recipe 'sprint' as it is now"):
+        summary_sentence("sprint")
+    with pytest.raises(ConfigError, match="recipe is 'slow', but it must be one of"):
         summary_sentence("slow")
 
 

@@ -162,7 +162,7 @@ def committed(name):
 
 
 def test_everything_that_notebook_08_shows_is_measured_and_described_as_it_was(tiny_digits):
-    """All but what was measured: the columns of the committed rows, gradient sharing left out."""
+    """All but what was measured: the columns of the rows of the last committed session."""
     columns, rows = committed("speed")
     assert columns == speed.COLUMNS
     assert committed("curves")[0] == speed.CURVE_COLUMNS
@@ -174,34 +174,39 @@ def test_everything_that_notebook_08_shows_is_measured_and_described_as_it_was(t
     alike = ("base", "images", "whole_images", "processes", "parameters", "multiply_accumulates",
              "config_hash", "evaluations")  # fmt: skip
     usual = {"processes": 1, "evaluations": 0}
-    found = {
-        (row["kind"], row["name"]): [
-            str(usual.get(c, "") if row.get(c) is None else row[c]) for c in alike
-        ]
-        for row, _ in measures(thousands)
-    }
-    known = {(row["kind"], row["name"]): [row[c] for c in alike] for row in rows}
+    last = max(row["go"] for row in rows)
     known = {
-        key: row for key, row in known.items()
-        if key not in {("pair", "one run on two ranks"), ("matmul", "2 threads")}
-    }  # fmt: skip
+        (row["kind"], row["name"]): [row[c] for c in alike] for row in rows if row["go"] == last
+    }
+    torch.set_num_threads(2)  # as many as the session had
+    try:
+        found = {
+            (row["kind"], row["name"]): [
+                str(usual.get(c, "") if row.get(c) is None else row[c]) for c in alike
+            ]
+            for row, _ in measures(thousands)
+        }
+    finally:
+        torch.set_num_threads(1)
     assert found == known
 
 
-def test_short_runs_are_timed_by_either_loop(tiny_digits, monkeypatch):
-    monkeypatch.setattr(speed, "IMAGES_PER_TIMING", 300)
+def test_short_runs_are_timed_by_either_loop(tiny_digits):
     setup = training_setup(replace(SMALL, epochs=9))
     tutorial = partial(speed.time_tutorial_loop, options=TUTORIAL)
     for timer in (speed.time_our_loop, tutorial):
-        seconds, evaluation = timer(setup, tiny_digits)
+        seconds, evaluation = timer(setup, tiny_digits, images=300)
         assert 0 < seconds < 10
         assert 0 < evaluation < 10
 
 
 def test_whole_runs_are_timed_by_either_loop(tiny_digits):
     setup = training_setup(SMALL)
-    for timer in (partial(speed.time_our_loop, images=0), speed.time_tutorial_run):
-        assert 0 < timer(setup, tiny_digits)[0] < 10
+    tutorial = partial(speed.time_tutorial_loop, options=TUTORIAL, images=0)
+    for timer in (partial(speed.time_our_loop, images=0), tutorial):
+        seconds, evaluation = timer(replace(setup, config=replace(SMALL, epochs=9)), tiny_digits)
+        assert 0 < seconds < 10
+        assert 0 < evaluation < 10
 
 
 def test_our_loop_is_timed_over_as_many_images_as_asked_for_after_a_warm_up(
@@ -235,14 +240,16 @@ def test_the_time_of_the_operators_adds_up_to_no_more_than_the_run(tiny_digits, 
     seconds = {g: speed.time_operators(setup, tiny_digits, g)[0] for g in OPERATORS}
     assert all(value >= 0 for value in seconds.values())
     assert seconds["convolution"] > seconds["distortion"] == 0  # the config has none
-    assert max(seconds.values()) == max(seconds["convolution"], seconds["the rest"])
+    assert all(
+        value > 0 for group, value in seconds.items() if group not in ("distortion", "pooling")
+    )
 
 
 @pytest.fixture
 def two_measures(monkeypatch, tiny_digits):
-    """Have two measures, the second of a whole run that is made once."""
+    """Have two measures, the second of operators, which are measured once."""
     a = {"kind": "step", "name": "a", "images": 100, "parameters": 34_826, "evaluations": 3}
-    b = {"kind": "run", "name": "conventional", "images": 200, "threads": 1, "processes": 2}
+    b = {"kind": "operators", "name": "b", "images": 200, "threads": 1, "processes": 2}
     two = [(a, lambda: (1.5, 0.5)), (b, lambda: (9.0, 0.0))]
     monkeypatch.setattr(speed, "measures", lambda digits: iter(two))
     monkeypatch.setattr(speed, "load_mnist", lambda source: tiny_digits)
@@ -250,13 +257,13 @@ def two_measures(monkeypatch, tiny_digits):
 
 def test_rows_go_round_the_measures_and_say_what_was_timed(tmp_path, two_measures):
     bench(tmp_path, repetitions=2)
-    path = bench(tmp_path, repetitions=1, only="run: conv")
+    path = bench(tmp_path, repetitions=1, only="operators: b")
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
     assert tuple(reader.fieldnames) == speed.COLUMNS
     assert [(r["name"], r["repetition"]) for r in rows] == [
-        ("a", "1"), ("conventional", "1"), ("a", "2"), ("conventional", "1"),
+        ("a", "1"), ("b", "1"), ("a", "2"), ("b", "1"),
     ]  # fmt: skip
     assert (rows[0]["seconds"], rows[0]["evaluation_seconds"]) == ("1.5", "0.5")
     assert (rows[0]["parameters"], rows[0]["evaluations"]) == ("34826", "3")

@@ -1,0 +1,347 @@
+"""Slices of a batch: the same bits on any number of threads, every image counting alike."""
+
+import copy
+import threading
+from dataclasses import fields, replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from core_helpers import LOOP, after_step, same, state_in, stop_after, weights, without_seconds
+from torch import nn
+
+from mnistlib import RECIPES, ConfigError, augment, build, evaluate, train
+from mnistlib.evaluate import predict_logits
+from mnistlib.slices import Slices, side_by_side
+
+# Side by side
+
+
+@pytest.fixture
+def torch_threads():
+    """Set torch's number of threads for a test."""
+    usual = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize(("threads", "usual"), [(1, 2), (2, 1), (0, 2), (0, 1), (4, 3)])
+def test_calls_run_in_so_many_threads_each_with_one_of_torchs(torch_threads, threads, usual):
+    torch_threads(usual)
+    n = threads or usual
+    barrier = threading.Barrier(n)
+
+    def call(i):
+        barrier.wait(timeout=20)  # which all must reach at the same time
+        return i, threading.get_ident(), torch.get_num_threads()
+
+    with side_by_side(threads) as each:
+        found = list(each(call, range(n)))
+        assert [i for i, _, _ in found] == list(range(n))
+        assert len({thread for _, thread, _ in found}) == n
+        assert {inner for _, _, inner in found} == {1}
+    assert torch.get_num_threads() == usual
+
+
+def test_results_come_in_order_whichever_is_done_first():
+    first = threading.Event()
+
+    def call(i):
+        return first.wait(20) and i if i == 0 else first.set() or i
+
+    with side_by_side(2) as each:
+        assert list(each(call, range(5))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_reaches_the_caller_and_torchs_threads_are_put_back(torch_threads, threads):
+    torch_threads(3)
+    with pytest.raises(ZeroDivisionError), side_by_side(threads) as each:
+        list(each(lambda i: 1 / i, [1, 0]))
+    assert torch.get_num_threads() == 3
+
+
+# One step, computed by hand
+
+
+def batch(n, seed=0):
+    """Return pixels `(N, 1, 28, 28)` and labels `(N,)`."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(n, 1, 28, 28, generator=generator)
+    return images, torch.randint(0, 10, (n,), generator=generator)
+
+
+def sliced(model, n, images, labels, threads=1, loss=F.cross_entropy):
+    """Take gradients in slices; return losses and logits."""
+    with side_by_side(threads) as each:
+        return Slices(model, n, each).backward(images, labels, loss)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (7, [4, 3]), (3, [2, 1]), (1, [1])])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradients_are_those_of_the_mean_over_all_images(n, sizes, reduction):
+    """A plain loop over the same slices, in double precision, each normalised by itself."""
+    torch.manual_seed(0)
+    model = build("reference", dropout=0.0).double()
+    images, labels = batch(n)
+    twin = copy.deepcopy(model)
+    expected, total = [], torch.zeros(())
+    for part, answers in zip(images.split(sizes), labels.split(sizes), strict=True):
+        expected.append(twin(part))
+        total = total + F.cross_entropy(expected[-1], answers, reduction="sum") / n
+    total.backward()
+    losses, logits = sliced(
+        model, 2, images, labels, loss=partial(F.cross_entropy, reduction=reduction)
+    )
+    torch.testing.assert_close(logits, torch.cat(expected).detach(), rtol=1e-9, atol=1e-9)
+    if reduction == "none":
+        assert losses.mean().item() == pytest.approx(total.item(), rel=1e-9)
+    for found, wanted in zip(model.parameters(), twin.parameters(), strict=True):
+        assert not found.grad.requires_grad
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_where_nothing_is_normalised_slices_change_nothing_but_rounding():
+    torch.manual_seed(0)
+    whole = build("reference-unnormalised", dropout=0.0)
+    cut = copy.deepcopy(whole)
+    sliced(whole, 1, *batch(13))
+    sliced(cut, 4, *batch(13))
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [8, 7, 5])
+def test_running_statistics_move_towards_the_mean_of_the_slices_by_images(n):
+    images, labels = batch(n)
+    images = images * torch.arange(1.0, n + 1)[:, None, None, None]  # slices that differ
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10))
+    model[0].running_mean.fill_(0.3)
+    model[0].running_var.fill_(2.0)
+    sliced(model, 3, images, labels)
+    parts = images.chunk(3)
+    shares = [len(part) / n for part in parts]
+    mean = sum(share * part.mean() for share, part in zip(shares, parts, strict=True))
+    var = sum(share * part.var() for share, part in zip(shares, parts, strict=True))
+    assert model[0].running_mean.item() == pytest.approx(0.9 * 0.3 + 0.1 * mean.item(), rel=1e-5)
+    assert model[0].running_var.item() == pytest.approx(0.9 * 2.0 + 0.1 * var.item(), rel=1e-5)
+    assert model[0].num_batches_tracked == 1
+    # neither the whole batch's variance nor the first slice's
+    for other in (images.var(), parts[0].var()):
+        assert model[0].running_var.item() != pytest.approx(0.9 * 2 + 0.1 * other.item(), rel=1e-5)
+
+
+def test_every_step_begins_from_the_networks_own_statistics():
+    """Not from those that a replica was left with, so a step depends on the network alone."""
+    torch.manual_seed(0)
+    model = build("early", dropout=0.0)
+    with side_by_side(1) as each:
+        slices = Slices(model, 2, each)
+        slices.backward(*batch(8), F.cross_entropy)
+        twin = copy.deepcopy(model)
+        slices.backward(*batch(6, seed=1), F.cross_entropy)
+        Slices(twin, 2, each).backward(*batch(6, seed=1), F.cross_entropy)
+    assert same(model.state_dict(), twin.state_dict())
+
+
+def test_replicas_share_the_weights_and_nothing_else():
+    model = build("reference", dropout=0.0)
+    with side_by_side(1) as each:
+        replicas = Slices(model, 3, each).replicas
+    assert replicas[0] is model
+    for replica in replicas[1:]:
+        assert all(a is b for a, b in zip(replica.parameters(), model.parameters(), strict=True))
+        pairs = zip(replica.buffers(), model.buffers(), strict=True)
+        assert not any(a.data_ptr() == b.data_ptr() for a, b in pairs)
+
+
+def test_slices_are_computed_at_the_same_time():
+    together = threading.Barrier(2)
+
+    def loss(logits, labels):
+        together.wait(timeout=20)
+        return F.cross_entropy(logits, labels)
+
+    sliced(build("early", dropout=0.0), 2, *batch(8), threads=2, loss=loss)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_whichever_slice_is_done_last_the_bits_are_the_same(late):
+    """Gradients are added in the order of the slices, not in that of their ends."""
+    results, done = [], threading.Semaphore(0)
+    images, labels = batch(9)
+    order = iter(images.chunk(3))
+    firsts = [float(next(order)[0, 0, 0, 0]) for _ in range(3)]
+
+    class Waiting(nn.Module):
+        def __init__(self, inner, waits):
+            super().__init__()
+            self.inner, self.waits = inner, waits
+
+        def forward(self, x):
+            if self.waits and float(x[0, 0, 0, 0]) == firsts[late]:
+                assert all(done.acquire(timeout=20) for _ in range(2))
+            logits = self.inner(x)
+            done.release()
+            return logits
+
+    for waits in (False, True):
+        torch.manual_seed(0)
+        model = Waiting(build("early", dropout=0.0), waits)
+        for _ in range(3):
+            done.acquire(blocking=False)
+        sliced(model, 3, images, labels, threads=3)
+        results.append([p.grad for p in model.parameters()])
+    assert same(*results)
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_has_the_same_bits_on_any_number_of_threads(tiny_digits, tmp_path, name):
+    runs = []
+    for threads in (1, 2, 4):
+        config = replace(
+            RECIPES[name], epochs=2, epoch_images=300, batch_size=70, device="cpu", threads=threads
+        )
+        folder = tmp_path / str(threads)
+        runs.append(train(config, tiny_digits, folder=folder, eval_every=4, verbose=False))
+    first, *others = runs
+    assert first.versions["threads"] == "1"
+    for run in others:
+        assert same(weights(run), weights(first))
+        assert run.curve == first.curve
+        assert same(state_in(run.checkpoint), state_in(first.checkpoint))
+
+
+@pytest.fixture
+def sliced_config(tiny_config):
+    """Three slices of 9, 9 and 7 images, with everything on that slices allow."""
+    return replace(
+        tiny_config, slices=3, dropout=0.0, epoch_images=100, batch_size=25, focus=0.5, threads=2
+    )
+
+
+def test_a_sliced_run_resumes_at_every_step_to_the_same_bits(
+    sliced_config, tiny_digits, monkeypatch, tmp_path
+):
+    whole = train(sliced_config, tiny_digits, folder=tmp_path / "whole", verbose=False)
+    for step in range(1, 8):
+        folder = tmp_path / f"{step}"
+        with monkeypatch.context() as m:
+            stop_after(m, step)
+            run = train(sliced_config, tiny_digits, folder=folder, verbose=False)
+        assert run.interrupted
+        again = train(
+            replace(sliced_config, threads=1), tiny_digits, folder, folder=folder, verbose=False
+        )
+        assert same(weights(again), weights(whole)), step
+        assert same(state_in(again.checkpoint), state_in(whole.checkpoint)), step
+
+
+def test_slices_are_another_training_by_no_more_than_their_statistics(sliced_config, tiny_digits):
+    cut = train(sliced_config, tiny_digits, save=False, verbose=False)
+    whole = train(replace(sliced_config, slices=1), tiny_digits, save=False, verbose=False)
+    assert cut.config.hash("mnist") != whole.config.hash("mnist")
+    assert cut.curve["lr"] == whole.curve["lr"]
+    assert cut.curve["loss"] != whole.curve["loss"]
+    assert cut.curve["loss"][0] == pytest.approx(whole.curve["loss"][0], rel=0.1)
+    assert not same(weights(cut), weights(whole))
+
+
+def test_augmentation_is_drawn_for_the_whole_batch(sliced_config, tiny_digits, monkeypatch):
+    seen = {}
+    for slices in (1, 3):
+        batches = seen[slices] = []
+
+        def watched(images, keep=batches, **amounts):
+            keep.append(augment(images, **amounts))
+            return keep[-1]
+
+        monkeypatch.setattr(LOOP, "augment", watched)
+        config = replace(sliced_config, slices=slices, epochs=1)
+        train(config, tiny_digits, save=False, verbose=False)
+    assert same(seen[1], seen[3])
+    assert [len(images) for images in seen[3]] == [25] * 4
+
+
+def test_the_loss_of_each_image_reaches_the_sampler_in_order(
+    sliced_config, tiny_digits, monkeypatch
+):
+    wanted, step = [], LOOP.train_step
+
+    def watched(state, slices, config, images, labels):
+        parts = images.chunk(3), labels.chunk(3)
+        for part, answers in zip(*parts, strict=True):
+            losses = F.cross_entropy(
+                copy.deepcopy(state.model)(part), answers, reduction="none", label_smoothing=0.05
+            )
+            wanted.extend(losses.detach().bfloat16().tolist())
+        step(state, slices, config, images, labels)
+
+    monkeypatch.setattr(LOOP, "train_step", watched)
+    found = []
+    after_step(monkeypatch, lambda s, *_: found.append(s.sampler.epoch_loss.clone()))
+    amounts = {"degrees": 0, "pixels": 0, "scale": 0, "shear": 0}
+    train(replace(sliced_config, epochs=1, **amounts), tiny_digits, save=False, verbose=False)
+    assert torch.tensor(wanted).allclose(found[-1].float(), rtol=2e-2)
+
+
+def test_more_slices_than_images_are_one_image_each(sliced_config, tiny_digits):
+    config = replace(sliced_config, slices=64, batch_size=4, epoch_images=18, epochs=1)
+    run = train(config, tiny_digits, save=False, verbose=False)
+    assert len(run.history) == 1
+    assert len(run.curve["loss"]) == 5
+
+
+def test_dropout_in_slices_is_refused_with_a_remedy():
+    with pytest.raises(ConfigError, match=r"^dropout is 0\.05 with 2 slices; .*: set it to 0$"):
+        replace(RECIPES["reference"], slices=2)
+    assert replace(RECIPES["reference"], slices=2, dropout=0).slices == 2
+    assert {f.name: f.default for f in fields(RECIPES["reference"])}["slices"] == 1
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, 600])
+def test_evaluation_has_the_same_bits_on_any_number_of_threads(tiny_digits, torch_threads, n):
+    torch.manual_seed(0)
+    model = build("reference").eval()
+    images, labels = tiny_digits.train_images[:n], tiny_digits.train_labels[:n]
+    first = predict_logits(model, images, 1)
+    assert first.shape == (n, 10)
+    for threads in (2, 4):
+        assert same(predict_logits(model, images, threads), first)
+        assert evaluate(model, images, labels, threads) == evaluate(model, images, labels, 1)
+        torch_threads(threads)
+        assert same(predict_logits(model, images), first)
+        assert torch.get_num_threads() == threads
+
+
+def test_evaluation_uses_the_threads_it_is_given():
+    together = threading.Barrier(2)
+
+    class Meeting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            assert torch.is_inference_mode_enabled()
+            together.wait(timeout=20)
+            return x.flatten(1)[:, :10].float() * self.weight
+
+    assert predict_logits(Meeting(), torch.zeros(256, 1, 28, 28), 2).shape == (256, 10)
+
+
+def test_the_history_of_a_run_is_the_same_on_any_number_of_threads(sliced_config, tiny_digits):
+    rows = [
+        without_seconds(
+            train(replace(sliced_config, threads=t), tiny_digits, save=False, verbose=False).history
+        )
+        for t in (1, 2, 3)
+    ]
+    assert rows[0] == rows[1] == rows[2]
