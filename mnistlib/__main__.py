@@ -174,9 +174,9 @@ def do_bench(args: argparse.Namespace) -> int:
 def do_audit(args: argparse.Namespace) -> int:
     """Train a committed run again and compare.
 
-    A run of the committed ledger is chosen at random, trained again with the settings and threads
-    of its row, and every value is compared. Exit code 1 if an accuracy is farther off than another
-    seed would be.
+    A run of the committed ledger is chosen at random, trained again with the settings of its row,
+    and every value is compared. Exit code 1 if an accuracy is farther off than another seed's
+    would be.
 
     Options:
         --recipe NAME: only runs of this recipe as it is now, or the run with this config hash

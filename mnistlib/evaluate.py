@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .slices import side_by_side
 
-BATCH = 128  # images at a time; more would cost memory and gain no time
+BATCH = 64  # images at a time; more would cost memory and gain no time
 
 
 @dataclass(frozen=True, repr=False)

@@ -53,7 +53,7 @@ class Run:
     """the latest checkpoint; None if the run ended before the first"""
     versions: dict[str, str]
     """of torch, numpy, Python and platform, with the device and the number of CPU threads; results
-    are bit-equal only where all of them are"""
+    are bit-equal only where all but the threads are"""
     signal: int = 0
     """number of the signal that interrupted it, SIGINT or SIGTERM; 0: it ran to its end"""
 

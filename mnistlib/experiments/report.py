@@ -7,7 +7,7 @@ import pandas as pd
 from .. import RECIPES, configure
 from ..errors import LedgerError
 from ..paths import outputs_folder, write_atomically
-from .ledger import images_seen, read_results, runs_for
+from .ledger import images_seen, read_results, runs_for, whole_seconds
 from .stats import mean_interval
 
 BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- {} end -->"
@@ -33,13 +33,6 @@ def headline(folder: Path | None = None) -> str:
             f"{len(rows)} | {val} | {test} | {'' if pd.isna(sd) else f'{sd:.3f}'} |"
         )
     return "\n".join(lines)
-
-
-def whole_seconds(timings: pd.DataFrame) -> pd.Series:
-    """Return what the whole training takes, evaluations on the way included, of rows of `speed`."""
-    pace = timings["seconds"] / timings["images"]
-    evaluating = timings["evaluation_seconds"].fillna(0) * timings["evaluations"]
-    return pace * timings["whole_images"] + evaluating
 
 
 def speed_ratios(folder: Path | None = None) -> pd.DataFrame:

@@ -207,8 +207,8 @@ def audit(
 ) -> Audit:
     """Choose a committed run at random, train it again and return what agrees.
 
-    On the same machine, torch and number of threads all figures should be equal, if the code
-    between the row's commit and this one rounds alike; elsewhere the run is another draw.
+    On the same machine and torch all figures should be equal, if the code between the row's commit
+    and this one rounds alike; elsewhere the run is another draw.
 
     Args:
         folder: of the ledger; by default the committed one.
@@ -230,7 +230,7 @@ def audit(
     if not usable.any():
         raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
     row = runs[usable].sample(random_state=pick).iloc[0]
-    config = replace(Config(**json.loads(row["config"])), threads=int(row["threads"]), device="cpu")
+    config = replace(Config(**json.loads(row["config"])), threads=0, device="cpu")
     name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
     print(f"{name}: {row['seconds']:.0f} s when it was run at commit {row['commit']}", flush=True)
     digits = load_mnist("mnist")

@@ -1,11 +1,14 @@
 """Notebook 08: how fast training is, timed step by step, from a tutorial's loop to our fastest."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from timeit import timeit
@@ -15,11 +18,9 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from .. import RECIPES, Budget, Config, ConfigError, Digits, Run, evaluate, load_mnist, train
-from ..experiments.ledger import append_rows, commit, read_results
-from ..experiments.report import whole_seconds
+from ..experiments.ledger import append_rows, commit, read_results, whole_seconds
 from ..model import normalise
 from ..paths import runs_folder
 from ..plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
@@ -36,16 +37,6 @@ CURVE_COLUMNS = (
 )  # fmt: skip
 IMAGES_PER_TIMING = 12_800  # of a piece of training that stands for the whole
 WARMUP_STEPS = 10  # before a clock starts
-# torch's names of operators hold these words; a group gets what those before it leave
-OPERATORS = {
-    "convolution": ("convolution",),
-    "BatchNorm": ("batch_norm",),
-    "ReLU, addition": ("relu", "threshold", "clamp", "aten::add"),
-    "pooling": ("pool",),
-    "distortion": ("grid_sampler", "affine_grid"),
-    "optimizer, averaging": ("fused_", "_foreach", "lerp"),
-    "the rest": ("",),
-}
 Timing = tuple[float, float]
 """seconds of training, and of an evaluation of the validation images (0: not timed)"""
 Measure = tuple[dict[str, Any], Callable[[], Timing]]
@@ -185,15 +176,25 @@ def _train_beside(config: Config, digits: Digits, mark: Path, marks: list[Path])
     return began, began + train_quietly(config, digits).seconds
 
 
-def time_operators(setup: TrainingSetup, digits: Digits, group: str) -> Timing:
-    """Time what a group of operators takes of a short run on one thread."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        train_quietly(setup.config, digits, IMAGES_PER_TIMING // 4, threads=1)
-    seconds = dict.fromkeys(OPERATORS, 0.0)
-    for event in profiled.key_averages():
-        fits = (g for g, words in OPERATORS.items() if any(w in event.key for w in words))
-        seconds[next(fits)] += event.self_cpu_time_total / 1e6
-    return seconds[group], 0.0
+def memory_table(config: Config) -> pd.Series:
+    """Return the MB that each stage of a training adds to a new process above `import torch`.
+
+    Of the largest resident size so far, so a stage that stays below it adds nothing. Linux alone
+    tells it; elsewhere the table is empty.
+    """
+    stages = {
+        "the package": "import mnistlib",
+        "torch's first optimizer, which imports its compiler": "torch.optim.SGD([torch.zeros(1)])",
+        "digits, read and checked": "digits = mnistlib.load_mnist()",
+        "training": f"mnistlib.train(mnistlib.{config}, digits, save=False, verbose=False)",
+    }
+    # not by getrusage: a process starts with the peak of the one that started it
+    peak = "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
+    lines = ["import re, torch", peak, *(f"{do}\n{peak}" for do in stages.values())]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    added = [(int(b) - int(a)) / 1e3 for a, b in pairwise(done.stdout.split())]
+    return pd.Series(added, list(stages)[: len(added)], name="MB").round()
 
 
 def measures(digits: Digits) -> Iterator[Measure]:
@@ -245,11 +246,6 @@ def measures(digits: Digits) -> Iterator[Measure]:
     timer = partial(time_tutorial_loop, options=LoopOptions(), images=0)
     more = {"images": n_train, "evaluations": reference.config.epochs}
     yield entry("run", "conventional", reference, timer, **more)
-    for setup in (reference, training_setup(recipes["fast"])):
-        for group in OPERATORS:
-            name, timer = f"{setup.config.model}: {group}", partial(time_operators, group=group)
-            more = {"images": IMAGES_PER_TIMING // 4, "threads": 1}
-            yield entry("operators", name, setup, timer, **more)
 
 
 def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
@@ -259,7 +255,7 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
 
     Args:
         folder: of the ledger; by default `runs_folder()`.
-        repetitions: of each measure; operators are measured once.
+        repetitions: of each measure.
         only: measure only what has this text in its kind or name.
 
     Raises:
@@ -277,8 +273,6 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
     common |= {"torch": str(torch.__version__), "commit": commit()}
     for repetition in range(1, repetitions + 1):
         for about, measure in chosen:
-            if repetition > 1 and about["kind"] == "operators":
-                continue
             seconds, evaluation = measure()
             row = common | about | {"repetition": repetition, "seconds": round(seconds, 4)}
             row["evaluation_seconds"] = round(evaluation, 4) or None

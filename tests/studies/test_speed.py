@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
@@ -17,7 +18,7 @@ from mnistlib.errors import LedgerError
 from mnistlib.experiments import ledger
 from mnistlib.paths import outputs_folder
 from mnistlib.studies import speed
-from mnistlib.studies.speed import BASELINES, OPERATORS, bench, curves, measures, recipe_steps
+from mnistlib.studies.speed import BASELINES, bench, curves, measures, recipe_steps
 from mnistlib.studies.speed_loop import LOOP_STEPS, LoopOptions, TutorialLoop, training_setup
 
 SMALL = Config(
@@ -175,9 +176,8 @@ def test_everything_that_notebook_08_shows_is_measured_and_described_as_it_was(t
              "config_hash", "evaluations")  # fmt: skip
     usual = {"processes": 1, "evaluations": 0}
     last = max(row["go"] for row in rows)
-    known = {
-        (row["kind"], row["name"]): [row[c] for c in alike] for row in rows if row["go"] == last
-    }
+    rows = [row for row in rows if row["go"] == last]
+    known = {(row["kind"], row["name"]): [row[c] for c in alike] for row in rows}
     torch.set_num_threads(2)  # as many as the session had
     try:
         found = {
@@ -201,10 +201,10 @@ def test_short_runs_are_timed_by_either_loop(tiny_digits):
 
 
 def test_whole_runs_are_timed_by_either_loop(tiny_digits):
-    setup = training_setup(SMALL)
+    setup = training_setup(replace(SMALL, epochs=9))
     tutorial = partial(speed.time_tutorial_loop, options=TUTORIAL, images=0)
     for timer in (partial(speed.time_our_loop, images=0), tutorial):
-        seconds, evaluation = timer(replace(setup, config=replace(SMALL, epochs=9)), tiny_digits)
+        seconds, evaluation = timer(setup, tiny_digits)
         assert 0 < seconds < 10
         assert 0 < evaluation < 10
 
@@ -234,22 +234,11 @@ def test_products_take_time():
     assert 0 < speed.time_matmul(1)[0] < 60
 
 
-def test_the_time_of_the_operators_adds_up_to_no_more_than_the_run(tiny_digits, monkeypatch):
-    monkeypatch.setattr(speed, "IMAGES_PER_TIMING", 400)
-    setup = training_setup(SMALL)
-    seconds = {g: speed.time_operators(setup, tiny_digits, g)[0] for g in OPERATORS}
-    assert all(value >= 0 for value in seconds.values())
-    assert seconds["convolution"] > seconds["distortion"] == 0  # the config has none
-    assert all(
-        value > 0 for group, value in seconds.items() if group not in ("distortion", "pooling")
-    )
-
-
 @pytest.fixture
 def two_measures(monkeypatch, tiny_digits):
-    """Have two measures, the second of operators, which are measured once."""
+    """Have two measures."""
     a = {"kind": "step", "name": "a", "images": 100, "parameters": 34_826, "evaluations": 3}
-    b = {"kind": "operators", "name": "b", "images": 200, "threads": 1, "processes": 2}
+    b = {"kind": "pair", "name": "b", "images": 200, "threads": 1, "processes": 2}
     two = [(a, lambda: (1.5, 0.5)), (b, lambda: (9.0, 0.0))]
     monkeypatch.setattr(speed, "measures", lambda digits: iter(two))
     monkeypatch.setattr(speed, "load_mnist", lambda source: tiny_digits)
@@ -257,20 +246,20 @@ def two_measures(monkeypatch, tiny_digits):
 
 def test_rows_go_round_the_measures_and_say_what_was_timed(tmp_path, two_measures):
     bench(tmp_path, repetitions=2)
-    path = bench(tmp_path, repetitions=1, only="operators: b")
+    path = bench(tmp_path, repetitions=1, only="pair: b")
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
     assert tuple(reader.fieldnames) == speed.COLUMNS
     assert [(r["name"], r["repetition"]) for r in rows] == [
-        ("a", "1"), ("b", "1"), ("a", "2"), ("b", "1"),
+        ("a", "1"), ("b", "1"), ("a", "2"), ("b", "2"), ("b", "1"),
     ]  # fmt: skip
     assert (rows[0]["seconds"], rows[0]["evaluation_seconds"]) == ("1.5", "0.5")
     assert (rows[0]["parameters"], rows[0]["evaluations"]) == ("34826", "3")
     assert (rows[0]["threads"], rows[0]["processes"]) == ("1", "1")
     assert (rows[1]["processes"], rows[1]["evaluation_seconds"]) == ("2", "")
     assert rows[1]["evaluations"] == "0"
-    assert len({r["go"] for r in rows[:3]}) == 1
+    assert len({r["go"] for r in rows[:4]}) == 1
 
 
 def test_another_table_is_refused_before_anything_is_timed(tmp_path, two_measures, monkeypatch):
@@ -377,3 +366,11 @@ def test_errors_over_time_have_lines_for_trainings_and_points_for_whole_runs():
     assert [t.get_text().strip() for t in ax.texts] == ["theirs", "ours"]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     plt.close("all")
+
+
+def test_memory_is_told_by_stage():
+    table = speed.memory_table(replace(SMALL, epochs=1, epoch_images=200))
+    assert len(table) == (4 if sys.platform == "linux" else 0)
+    assert (table >= 0).all()
+    assert (table[1:2] > 50).all()  # torch's compiler
+    assert table.sum() < 500
