@@ -117,7 +117,7 @@ def train(
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
     per_epoch = config.steps_per_epoch(len(train_ids))
     total = config.epochs * per_epoch
-    # a device is one already
+    # an accelerator works in parallel by itself
     threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     about = versions() | {"device": device.type, "threads": str(threads)}
     with run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
@@ -135,11 +135,8 @@ def train(
             batches = order.split(config.batch_size)[progress.step % per_epoch :]
             # disable=None: a bar of the steps on a terminal, and nowhere else
             for ids in tqdm(batches, leave=False, disable=None if verbose else True):
-                batch = (
-                    images.index_select(0, ids),
-                    labels[ids].long(),
-                )  # 30 times as fast as images[ids]
-                train_step(state, slices, config, *batch)
+                batch = images.index_select(0, ids)  # as images[ids], in a thirtieth of the time
+                train_step(state, slices, config, batch, labels[ids].long())
                 if eval_every and progress.step % eval_every == 0 and len(val_ids):
                     progress.evals.append([progress.step, evaluate(network, *val, threads).error])
                 if stopped:
