@@ -178,12 +178,13 @@ _LONG: dict[str, Any] = _SGD | {
 RECIPES: dict[str, Config] = {
     # The published protocol: 391 batches of 128, no augmentation, no averaging
     "reference": Config(epochs=20, max_lr=0.01, pct_start=0.2, dropout=0.05),
-    # The same network in three epochs, on a smaller data set in as many steps
+    # The same network, the quickest found to the published 99.41 %. Its epochs are short: which
+    # images to draw is decided anew after each
     "reference-fast": Config(
-        epochs=3, epoch_images=50_000, batch_size=64, ema_decay=0.995,
-        **_MILD, **_SGD | {"max_lr": 0.15},
+        epochs=16, epoch_images=15_000, focus=0.9, ema_decay=0.995, slices=2,
+        **_MILD, **_SGD | {"max_lr": 0.15, "weight_decay": 2e-3, "label_smoothing": 0.0},
     ),
-    # The quickest found to 99.4 %. Its epochs are short: what to draw is decided anew after each
+    # The quickest found to 99.4 %, of any network
     "fast": Config(
         model="early", epochs=16, epoch_images=15_000, focus=0.9, ema_decay=0.995, slices=2,
         **_MILD, **_SGD,
