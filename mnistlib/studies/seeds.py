@@ -18,35 +18,44 @@ def seed_histogram(
     """Draw final errors over seeds as histograms, beside the smallest gain that n seeds can show.
 
     Args:
-        errors: by set of images, two at most, the final error in percent of each seed.
-        predicted: by set of images, the standard deviation to be expected, points.
+        errors: of two sets of images, by name, the final error in percent of each seed.
+        predicted: by set of images, the predicted standard deviation, points.
         title: the finding.
-        gain: whose price in seeds is marked, points.
+        gain: whose number of seeds is marked, points.
     """
-    subtitle = f"final error of n = {max(map(len, errors.values()))} seeds"
-    panels = figure(title, f"{subtitle}, bell curves: the predicted spread", (7, 3.4), ncols=2)
-    lowest, step = min(map(np.mean, errors.values())), 0.02  # points: two images of 10,000
-    counts = [2, 3, 4, 6, 8, 12, 17, 25, 35, 50, 70, 100]
-    with panels as (_, (left, right)):
-        for (name, values), color in zip(errors.items(), (VALIDATION, TRAIN), strict=False):
+    subtitle = f"final error of n = {max(map(len, errors.values()))} seeds; curve: predicted spread"
+    grid = {"nrows": 2, "ncols": 2, "sharex": "col", "gridspec_kw": {"width_ratios": (1, 1.15)}}
+    spreads = {name: float(np.std(values, ddof=1)) for name, values in errors.items()}
+    counts, step = [2, 3, 4, 6, 8, 12, 17, 25, 35, 50, 70, 100], 0.02  # points: two images
+    with figure(title, subtitle, (7, 3.6), **grid) as (_, (top, right, bottom, spare)):
+        spare.remove()
+        right.set_subplotspec(right.get_gridspec()[:, 1])
+        for ax, name, color in zip((top, bottom), errors, (VALIDATION, TRAIN), strict=True):
+            values, sd = errors[name], spreads[name]
             # edges between the values that there can be, which are multiples of half a step
             edges = np.arange(min(values) - 0.75 * step, max(values) + 2 * step, step)
-            left.hist(values, bins=edges, color=color, alpha=0.6)
-            mean, sd = float(np.mean(values)), predicted[name]
-            x = np.linspace(mean - 3.5 * sd, mean + 3.5 * sd, 200)
-            bell = len(values) * step * norm.pdf(x, mean, sd)
-            left.plot(x, bell, color=color)
-            side, outwards = ("right", -1) if mean == lowest else ("left", 1)  # off the other bell
-            place = (mean + outwards * sd, 0.75 * bell.max())
-            note(left, name, place, color=color, fontsize=9, ha=side, va="bottom")
-            sd = float(np.std(values, ddof=1))
+            ax.hist(values, bins=edges, color=color, alpha=0.5)
+            mean = float(np.mean(values))
+            x = np.linspace(mean - 3.5 * predicted[name], mean + 3.5 * predicted[name], 200)
+            ax.plot(x, len(values) * step * norm.pdf(x, mean, predicted[name]), color=color)
+            place = {"xycoords": "axes fraction", "color": color, "va": "top"}
+            note(ax, f"{name}\nmean {mean:.2f} %\nsd {sd:.3f}", (0.02, 0.97), **place)
+            ax.set_ylabel("seeds")
+            ax.yaxis.get_major_locator().set_params(integer=True)
+
+            widest = sd == max(spreads.values())
             right.plot(counts, [smallest_gain(sd, n) for n in counts], "o-", color=color, ms=3)
+            above = {"ha": "left", "va": "bottom"} if widest else {"ha": "right", "va": "top"}
+            sign = 1 if widest else -1
+            note(right, name, (6, smallest_gain(sd, 6)), (4 * sign, 3 * sign), color=color, **above)
             enough = seeds_needed(gain, sd)
             right.plot([enough, enough, 2], [0.01, gain, gain], color=REFERENCE, lw=0.8, ls=":")
-            note(right, f"{enough}", (enough, 0.0165), (2, 0), color=color, fontsize=9)
-        left.set(xlabel="error (%)", ylabel="seeds")
-        right.set(xscale="log", yscale="log", ylim=(0.015, 0.5), xlabel="seeds per arm")
-        right.set_ylabel("gain found 4 times of 5 (points)")
+            side = "left" if widest else "right"
+            note(right, f"{enough}", (enough, 0.0165), (3 * sign, 0), color=color, ha=side)
+        bottom.set_xlabel("error (%)")
+        right.set(xscale="log", yscale="log", ylim=(0.015, 0.5), xlabel="seeds per recipe")
+        right.set_ylabel("gain found 4 times out of 5 (points)")
+        right.xaxis.set_tick_params(labelbottom=True)
         right.set(xticks=[2, 5, 10, 20, 50, 100], yticks=[0.02, 0.05, 0.1, 0.2, 0.5])
         for axis in (right.xaxis, right.yaxis):
             axis.set_major_formatter("{x:g}")
