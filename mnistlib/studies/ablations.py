@@ -1,11 +1,15 @@
 """Notebook 06: the recipe `best`, made short, with one of its choices undone at a time."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+import scipy.stats
+
 from .. import RECIPES, Config
-from ..experiments.stats import Comparison
+from ..experiments.ledger import runs_for
+from ..experiments.stats import Comparison, compare_paired, holm
 from ..plots import QUIET, TRAIN, VALIDATION, figure, note
 
 SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed at full length
@@ -14,11 +18,11 @@ SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed a
 def ablations(epochs: int = SHORT) -> dict[str, Config]:
     """Return the recipe `best` with one choice changed each, by name; the first is unchanged.
 
-    All hold out the images of the split by writers. Where a change needs another learning rate to
-    train at all, or an optimizer has a scale of its own, its name says so. A run of a few hundred
-    steps has three settings of its own: an average over the recipe's 1,000 steps would be made of
-    early weights, so there it is 100; a greater share of hard images; and no elastic augmentation,
-    which makes them harder still. Of the last three, the longer ones keep those settings too.
+    All hold out the images of the split by writers. Where a change needs another learning rate, or
+    an optimizer has a scale of its own, its name says so. Short runs have three settings of their
+    own: weights averaged over 100 steps instead of 1,000, since a run of a few hundred steps would
+    average early weights; a greater share of hard images; and no elastic augmentation, which makes
+    images harder still. The changes of length keep these settings.
     """
     base = replace(RECIPES["best"], split="writers", epochs=epochs)
     if epochs <= 2 * SHORT:
@@ -27,67 +31,114 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
     changes: dict[str, dict[str, Any]] = {
         "as it is": {},
         "no residual shortcuts": {"model": "reference-plain"},
-        "no BatchNorm, rate 0.05": {"model": "reference-unnormalised", "max_lr": 0.05},
+        "no BatchNorm, learning rate 0.05": {"model": "reference-unnormalised", "max_lr": 0.05},
         "head: global average pooling": {"model": "reference-pooled"},
         "head: depthwise": {"model": "reference-depthwise"},
-        "GELU for ReLU": {"model": "reference-gelu"},
+        "GELU instead of ReLU": {"model": "reference-gelu"},
         "dropout 0.05": {"dropout": 0.05},
         "dropout 0.1": {"dropout": 0.1},
-        "no focus": {"focus": 0.0},
-        "no averaging of weights": {"ema_decay": 0.0},
+        "no hard-example mining": {"focus": 0.0},
+        "no weight averaging": {"ema_decay": 0.0},
         "no label smoothing": {"label_smoothing": 0.0},
-        "no distortion": none,
-        "AdamW, rate 0.01": {"optimizer": "adamw", "max_lr": 0.01, "weight_decay": 0.01},
-        "Muon, rate 0.2": {"optimizer": "muon", "max_lr": 0.2},
-        "constant rate": {"anneal": "constant"},
-        "rate in steps": {"anneal": "step"},
+        "no augmentation": none,
+        "AdamW, learning rate 0.01": {"optimizer": "adamw", "max_lr": 0.01, "weight_decay": 0.01},
+        "Muon, learning rate 0.2": {"optimizer": "muon", "max_lr": 0.2},
+        "constant learning rate": {"anneal": "constant"},
+        "learning rate in steps": {"anneal": "step"},
         "cosine, cycled momentum": {"anneal": "cos", "cycle_momentum": True},
-        "batches of 64, rate 0.07": {"batch_size": 64, "max_lr": 0.07},
-        "batches of 256, rate 0.15": {"batch_size": 256, "max_lr": 0.15},
-        "rate 0.25": {"max_lr": 0.25},
-        "rotation alone": none | {"degrees": base.degrees},
-        "translation alone": none | {"pixels": base.pixels},
-        "zoom alone": none | {"scale": base.scale},
-        "shear alone": none | {"shear": base.shear},
-        "elastic distortion alone": none | {"elastic": 0.5},
-        "elastic distortion added": {"elastic": 0.5},
-        "triangular rate": {"pct_start": 0.5},
+        "batch size 64, learning rate 0.07": {"batch_size": 64, "max_lr": 0.07},
+        "batch size 256, learning rate 0.15": {"batch_size": 256, "max_lr": 0.15},
+        "learning rate 0.25": {"max_lr": 0.25},
+        "rotation only": none | {"degrees": base.degrees},
+        "translation only": none | {"pixels": base.pixels},
+        "zoom only": none | {"scale": base.scale},
+        "shear only": none | {"shear": base.shear},
+        "elastic augmentation only": none | {"elastic": 0.5},
+        "elastic augmentation added": {"elastic": 0.5},
+        "triangular learning rate": {"pct_start": 0.5},
     }
     changes |= {f"{n} epochs": {"epochs": n} for n in (5, 20, 60) if n != epochs}
     return {name: replace(base, **change) for name, change in changes.items()}
 
 
-def forest_plot(
-    changes: Mapping[str, Comparison],
-    title: str,
-    subtitle: str,
-    label: str,
-    sure: Collection[str] | None = None,
-) -> None:
-    """Draw comparisons with their intervals, the largest at the top; undecided ones are grey.
+def final_results(configs: Mapping[str, Config]) -> dict[str, pd.DataFrame]:
+    """Return the committed runs of named configs: `error` in percent, `loss`, `finished`, by seed.
+
+    Error and loss are those of the validation images at the last epoch.
+    """
+    found = {}
+    for name, config in configs.items():
+        rows = runs_for(config).query("seed < 100").set_index("seed").sort_index()
+        columns = {"error": 100 - rows["val_accuracy"], "loss": rows["val_loss"]}
+        found[name] = pd.DataFrame({**columns, "finished": rows["finished"]})
+    return found
+
+
+def compare_with_first(
+    results: Mapping[str, pd.DataFrame], measure: str, unit: str, least: int = 2
+) -> tuple[dict[str, Comparison], pd.Series]:
+    """Compare a measure of each with that of the first, paired by seed; return Holm's p-values too.
 
     Args:
-        changes: by name of the change, in points of error: to the right is worse.
+        results: of `final_results`; the first is compared with.
+        measure: `error` or `loss`.
+        unit: of the measure.
+        least: paired seeds that a comparison must have to be made.
+    """
+    first, *others = (frame[measure] for frame in results.values())
+    pairs = {n: first.align(o, join="inner") for n, o in zip([*results][1:], others, strict=True)}
+    pairs = {name: pair for name, pair in pairs.items() if len(pair[0]) >= least}
+    p = {name: scipy.stats.ttest_rel(*pair).pvalue for name, pair in pairs.items()}
+    changes = {name: compare_paired(*pair, unit) for name, pair in pairs.items()}
+    return changes, pd.Series(holm(p), name="p, Holm-corrected")
+
+
+def forest_plot(
+    panels: Mapping[str, tuple[Mapping[str, Comparison], Collection[str]]],
+    title: str,
+    subtitle: str,
+) -> None:
+    """Draw comparisons with their intervals, the largest of the first panel at the top.
+
+    One that lies far beyond all others is drawn as an arrow at the edge, beside its number.
+
+    Args:
+        panels: by axis label, comparisons by name, and the names of those that are distinguishable
+            (orange where larger, blue where smaller; the others are grey).
         title: the finding.
         subtitle: what was compared, with n.
-        label: of the axis.
-        sure: names of the decided ones; by default those whose interval leaves out zero.
     """
-    ordered = sorted(changes.items(), key=lambda item: item[1].difference)
-    with figure(title, subtitle, size=(7, 1.0 + 0.25 * len(ordered))) as (_, (ax,)):
-        for y, (name, c) in enumerate(ordered):
-            decided = c.decided if sure is None else name in sure
-            color = QUIET if not decided else VALIDATION if c.difference > 0 else TRAIN
-            ax.plot([c.low, c.high], [y, y], color=color, lw=1.6)
-            ax.plot(c.difference, y, "o", color=color, ms=5)
-            place = ("axes fraction", "data")
-            note(ax, f"{c.difference:+.2f}", (1, y), xycoords=place, color=color, va="center")
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=8.5)
-        # one that fails altogether must not press the others into a line
-        ax.set_xscale("symlog", linthresh=0.2)
-        ax.set_xticks([-0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10])
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-        ends = [0, *(end for c in changes.values() for end in (c.low, c.high))]  # zero is in sight
-        ax.set(xlabel=label, xlim=(1.2 * min(ends) - 0.02, 1.2 * max(ends) + 0.02))
-        ax.grid(axis="y", visible=False)
+    first, _ = next(iter(panels.values()))
+    ordered = sorted(first, key=lambda name: first[name].difference)
+    grid = {"ncols": len(panels), "sharey": True}
+    with figure(title, subtitle, (7, 1.0 + 0.24 * len(ordered)), **grid) as (_, axes):
+        for ax, (label, (changes, sure)) in zip(axes, panels.items(), strict=True):
+            low, high = _limits(changes.values())
+            for y, name in enumerate(ordered):
+                c = changes[name]
+                color = QUIET if name not in sure else VALIDATION if c.difference > 0 else TRAIN
+                x = min(max(c.difference, low), high)
+                mark = "o" if x == c.difference else ">" if x == high else "<"
+                ax.plot(x, y, mark, color=color, ms=5)
+                if mark == "o":
+                    ax.plot([c.low, c.high], [y, y], color=color, lw=1.6)
+                number = f"{c.difference:+.{3 if c.unit == 'nats' else 2}f}"
+                place = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                note(ax, number, (1, y), (3, 0), color=color, **place)
+            ax.axvline(0, color="black", lw=0.8)
+            margin = 0.04 * (high - low)
+            ax.set(xlabel=label, xlim=(low - margin, high + margin))
+            ax.grid(axis="y", visible=False)
+        axes[0].set_yticks(range(len(ordered)), ordered, fontsize=8)
+        axes[0].set_ylim(-0.7, len(ordered) - 0.3)
+
+
+def _limits(changes: Iterable[Comparison]) -> tuple[float, float]:
+    """Return an axis for all intervals and zero, except one that lies far beyond the others."""
+    ends = [(0.0, 0.0), *((c.low, c.high) for c in changes)]
+    *_, high, top = sorted(ends, key=lambda interval: interval[1])
+    bottom, low, *_ = sorted(ends)
+    far = 0.4 * (max(0.0, high[1]) - min(0.0, low[0]))
+    lowest = low[0] if bottom[1] < low[0] - far else bottom[0]
+    highest = high[1] if top[0] > high[1] + far else top[1]
+    return min(0.0, lowest), max(0.0, highest)

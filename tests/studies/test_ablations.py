@@ -3,12 +3,15 @@
 from dataclasses import asdict
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
+import scipy.stats
 
 from mnistlib import build
 from mnistlib.__main__ import main
 from mnistlib.experiments.stats import Comparison
-from mnistlib.studies.ablations import ablations, forest_plot
+from mnistlib.plots import QUIET, TRAIN, VALIDATION
+from mnistlib.studies.ablations import ablations, compare_with_first, final_results, forest_plot
 
 
 def test_each_ablation_is_another_run_than_the_base_and_keeps_seed_split_and_length():
@@ -26,14 +29,14 @@ def test_an_ablation_changes_one_choice_and_a_rate_only_where_its_name_says_so(n
     differ = {field for field in base if base[field] != changed[field]}
     if "rate 0" in name:
         assert f"rate {changed['max_lr']:g}" in name
-        if name != "rate 0.25":
+        if name != "learning rate 0.25":
             differ.remove("max_lr")
     else:
         assert "max_lr" not in differ
     assert len(differ) >= 1
-    distortions = {"degrees", "pixels", "scale", "shear", "elastic"}
+    augmentations = {"degrees", "pixels", "scale", "shear", "elastic"}
     pairs = [{"optimizer", "weight_decay"}, {"anneal", "cycle_momentum"}]
-    assert len(differ) == 1 or differ <= distortions or differ in pairs
+    assert len(differ) == 1 or differ <= augmentations or differ in pairs
 
 
 def test_every_ablation_has_a_network_under_20000_parameters():
@@ -71,24 +74,16 @@ def test_the_command_trains_some_of_the_ablations_and_refuses_names_there_are_no
     monkeypatch.setattr(
         "mnistlib.experiments.sweep.sweep", lambda cs, *a, **k: (asked.extend(cs), 0)
     )
-    some = ["as it is", "no focus"]
+    some = ["as it is", "no hard-example mining"]
     main(["sweep", "--ablations", "80", "--seeds", "0:2", "--only", *some])
     every = ablations(80)
     assert [(c.seed, c.focus) for c in asked] == [
         (seed, every[name].focus) for seed in (0, 1) for name in some
     ]
-    assert main(["sweep", "--ablations", "8", "--only", "no focuss"]) == 1
-    assert "--only is 'no focuss', but it must be one of as it is," in capsys.readouterr().err
-    assert main(["sweep", "--only", "no focus"]) == 1
+    assert main(["sweep", "--ablations", "8", "--only", "no augmentatoin"]) == 1
+    assert "--only is 'no augmentatoin', but it must be one of as it is," in capsys.readouterr().err
+    assert main(["sweep", "--only", "no augmentation"]) == 1
     assert "--only is for --ablations" in capsys.readouterr().err
-
-
-def drawn():
-    (number,) = plt.get_fignums()
-    found = plt.figure(number)
-    texts = [t.get_text() for ax in found.axes for t in ax.texts]
-    texts += [t.get_text() for ax in found.axes for t in ax.get_yticklabels()]
-    return found, texts
 
 
 @pytest.fixture(autouse=True)
@@ -98,42 +93,69 @@ def no_figure_left():
     plt.close("all")
 
 
-def test_the_forest_sorts_and_names_every_change():
-    changes = {
-        "worse": Comparison(0.3, 0.2, 0.4, "8 paired seeds"),
-        "better": Comparison(-0.1, -0.15, -0.05, "8 paired seeds"),
-        "undecided": Comparison(0.02, -0.05, 0.09, "8 paired seeds"),
+def change(difference, half=0.05, unit="points"):
+    return Comparison(difference, difference - half, difference + half, "8 paired seeds", unit)
+
+
+def test_the_results_are_validation_errors_and_losses_by_seed():
+    found = final_results({"as it is": ablations()["as it is"]})["as it is"]
+    assert found.index.tolist() == list(range(8))
+    assert found["error"].between(0.8, 1.1).all()
+    assert found["loss"].between(0.05, 0.1).all()
+
+
+def test_changes_are_compared_by_seed_and_corrected_and_those_of_few_seeds_are_left_out():
+    first = pd.DataFrame({"error": [1.0, 1.1, 0.9, 1.0]})
+    others = {
+        "same seeds": pd.DataFrame({"error": [1.3, 1.3, 1.2, 1.4]}),
+        "one more": pd.DataFrame({"error": [1.1, 1.2, 1.1, 1.0, 9.0]}),
+        "two seeds": first.head(2) + 1,
     }
-    forest_plot(changes, "title", "subtitle", "points")
-    found, texts = drawn()
-    labels = [t.get_text() for t in found.axes[0].get_yticklabels()]
+    changes, p = compare_with_first({"first": first} | others, "error", "points", least=3)
+    assert list(changes) == ["same seeds", "one more"]
+    assert changes["same seeds"].difference == pytest.approx(0.3)
+    assert changes["one more"].seeds == "4 paired seeds"
+    raw = scipy.stats.ttest_rel(first["error"], others["same seeds"]["error"]).pvalue
+    assert p["same seeds"] == pytest.approx(2 * raw)
+
+
+def test_the_forest_sorts_and_names_every_change_in_each_panel():
+    changes = {"worse": change(0.3, 0.2), "better": change(-0.1, 0.1), "undecided": change(0.02)}
+    losses = {name: change(c.difference / 10, 0.01, "nats") for name, c in changes.items()}
+    panels = {"error": (changes, ["worse"]), "loss": (losses, [])}
+    forest_plot(panels, "title", "subtitle")
+    error, loss = plt.gcf().axes
+    labels = [t.get_text() for t in error.get_yticklabels()]
     assert labels == ["better", "undecided", "worse"]
-    assert {"+0.30", "-0.10", "+0.02"} <= set(texts)
-    low, high = found.axes[0].get_xlim()
-    assert low < -0.15
-    assert high > 0.4
+    assert [t.get_text() for t in error.texts] == ["-0.10", "+0.02", "+0.30"]
+    assert [t.get_text() for t in loss.texts] == ["-0.010", "+0.002", "+0.030"]
+    assert (error.get_xlabel(), loss.get_xlabel()) == ("error", "loss")
+    low, high = error.get_xlim()
+    assert low < -0.2
+    assert high > 0.5
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_forest_shows_zero_also_where_all_changes_lie_on_one_side(sign):
-    changes = {
-        name: Comparison(sign * d, sign * d - 0.01, sign * d + 0.01, "8 paired seeds")
-        for name, d in {"small": 0.2, "large": 0.3}.items()
-    }
-    forest_plot(changes, "title", "subtitle", "points")
+    changes = {"small": change(sign * 0.2, 0.01), "large": change(sign * 0.3, 0.01)}
+    forest_plot({"points": (changes, [])}, "title", "subtitle")
     low, high = plt.gca().get_xlim()
     assert low < 0 < high
 
 
-def test_the_forest_colours_what_is_decided_by_itself_or_by_the_names_given():
-    both = {
-        "worse": Comparison(0.3, 0.2, 0.4, "8 paired seeds"),
-        "hardly": Comparison(0.1, 0.01, 0.19, "8 paired seeds"),
-    }
-    colours = []
-    for sure in (None, {"worse"}, ()):
-        forest_plot(both, "title", "subtitle", "points", sure)
-        colours.append({t.get_text(): t.get_color() for t in plt.gca().texts})
-        plt.close()
-    assert [c["+0.30"] == c["+0.10"] for c in colours] == [True, False, True]
-    assert colours[1]["+0.30"] == colours[0]["+0.30"] != colours[2]["+0.30"]
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_forest_draws_a_change_far_beyond_the_others_as_an_arrow_at_the_edge(sign):
+    changes = {"small": change(0.1), "opposite": change(-0.1), "far": change(sign * 0.9)}
+    forest_plot({"points": (changes, [])}, "title", "subtitle")
+    low, high = plt.gca().get_xlim()
+    assert -0.2 < low < high < 0.2
+    marks = {line.get_marker(): line.get_xdata()[0] for line in plt.gca().lines}
+    assert marks[">" if sign > 0 else "<"] == pytest.approx(sign * 0.15)
+    assert f"{sign * 0.9:+.2f}" in [t.get_text() for t in plt.gca().texts]
+
+
+def test_the_forest_colours_the_distinguishable_changes_by_their_direction():
+    changes = {"worse": change(0.3), "hardly": change(0.1), "better": change(-0.2)}
+    forest_plot({"points": (changes, ["worse", "better"])}, "title", "subtitle")
+    colors = {t.get_text(): t.get_color() for t in plt.gca().texts}
+    assert colors == {"+0.30": VALIDATION, "+0.10": QUIET, "-0.20": TRAIN}
