@@ -23,20 +23,20 @@ class Layer:
     parameters: int
     multiply_accumulates: int
     activation_bytes: int
-    """of the output, float32"""
+    """of the output in float32"""
     receptive_field: int
-    """side in input pixels of the square that one output value can see"""
+    """side, in pixels, of the square of the image that one output value depends on"""
 
 
 class Budget:
     """Parameters, multiply-accumulates, activation memory and receptive field, layer by layer.
 
-    Parameters are summed from the tensors. A multiply-accumulate is one product added to a sum, as
-    convolutions and linear layers do; what BatchNorm, ReLU and pooling do is not counted.
-    The receptive field follows the layers in the order in which they run: after a layer with
-    kernel k it has grown by (k - 1) x the product of all strides before (V. Dumoulin and F. Visin,
-    arXiv 1603.07285). A shortcut that keeps the size sees less than what it goes around and changes
-    nothing; one with a stride of its own would be counted twice, so the figure is an upper bound.
+    Parameters are summed over the tensors. A multiply-accumulate is one product added to a sum.
+    Only those of convolutions and linear layers are counted, not BatchNorm, ReLU and pooling.
+    The receptive field is computed in the order in which the layers run: a layer with kernel k
+    adds (k - 1) x the product of all strides before it (V. Dumoulin and F. Visin, arXiv
+    1603.07285). A shortcut without a stride has a smaller field than the layers that it skips and
+    changes nothing. One with a stride is counted twice, so the result is an upper bound.
 
     Args:
         model: any network of images `(N, channels, image_size, image_size)`.
@@ -51,6 +51,7 @@ class Budget:
         self.tensors = {name: p.numel() for name, p in model.named_parameters()}
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.parameters = sum(self.tensors.values())
+        self.image_size = image_size
         self.layers = _trace(model, image_size, channels)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)
         self.activation_bytes = sum(layer.activation_bytes for layer in self.layers)
@@ -73,8 +74,8 @@ class Budget:
         return "\n".join([*lines, rule, f"Total trainable parameters: {self.parameters:,}"])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of the table: its head, a row per layer, the total."""
-        head = ("layer", "kind", "output", "parameters", "share", "MACs", "memory", "sees")
+        """Return the cells of the table: header, a row per layer, total."""
+        head = ("layer", "kind", "output", "parameters", "share", "MACs", "memory", "field")
         rows: list[tuple[str, ...]] = [head]
         costs = (self.parameters, self.multiply_accumulates, self.activation_bytes)
         total = Layer("total", "", (), *costs, self.receptive_field)
@@ -99,19 +100,21 @@ class Budget:
         """Draw the table for a notebook."""
         lines = []
         for i, row in enumerate(self._rows()):
-            tag = "td" if i else "th"
-            cells = (f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-            lines.append(f"<tr>{''.join(cells)}</tr>")
+            tag, cells = "td" if i else "th", ""
+            for k, cell in enumerate(row):
+                style = f"padding:2px 10px;text-align:{'left' if k < 3 else 'right'}"
+                cells += f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
+            lines.append(f"<tr>{cells}</tr>")
         head, *body = lines
         return "\n".join(["<table><thead>", head, "</thead><tbody>", *body, "</tbody></table>"])
 
 
 def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
-    """Run one image through a copy of the network and write down each layer as it is called."""
+    """Run one image through a copy of the network and record each layer as it is called."""
     model = copy.deepcopy(model).cpu().float().eval()
     layers: list[Layer] = []
     field, stride = np.ones(2, int), np.ones(2, int)  # rows, columns: in input pixels
-    counted: set[nn.Module] = set()  # a layer that is called twice has its parameters once
+    counted: set[nn.Module] = set()  # a layer that is called twice counts once
 
     def hook(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
         macs, reach, step = 0, np.zeros(2, int), np.ones(2, int)

@@ -1,34 +1,39 @@
-"""Notebooks 01 and 02: what a network's layers compute, see and cost, and what is required of it.
-
-The figures draw a network's feature maps, its receptive fields, the positions that speak for each
-digit, and the shares of its parameters.
-"""
+"""Notebooks 01 and 02: the reference network as a picture, its budget, its requirements."""
 
 import contextlib
 import copy
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from torch import Tensor, nn
 
 from ..budget import Budget, Layer
-from ..plots import QUIET, REFERENCE, figure, show_digit
+from ..plots import QUIET, REFERENCE, figure, note, show_digit
 
 # the same colour for the same layer in every figure
 LAYER_COLORS = {
     "conv1": "#92dadd", "conv2": "#3f90da", "conv3": "#1f5f99", "onecross": "#b9ac70",
     "conv4": "#ffa90e", "conv5": "#e76300", "conv6": "#bd1f01",
 }  # fmt: skip
+# the reference network, block by block: a shortcut starts at | and is added at +
+DIAGRAM = (
+    "image conv1 bn1 ReLU | conv2 bn2 ReLU conv3 bn3 + pool1 ReLU drop1",
+    "onecross | conv4 bn4 ReLU conv5 bn5 + pool2 ReLU drop2 conv6 output",
+)
+GAP, TALL, LINE = 0.18, 0.9, "#333333"  # between two blocks; height of a block; in inches
 
 
 def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
-    """Check the reference's requirements of a network by what it does, not by what it contains.
+    """Check the four requirements of the reference by running the network.
 
-    Fewer than `limit` parameters; images `(N, 1, 28, 28)` in and `(N, 10)` logits out; BatchNorm
-    in use (a training pass moves its running statistics); Dropout in use (two training passes of
-    the same images differ). The network stays as it was, and so does torch's random state.
+    The requirements: fewer than `limit` parameters; images `(N, 1, 28, 28)` in and logits
+    `(N, 10)` out; BatchNorm in use, so that a training pass changes its running statistics;
+    Dropout in use, so that two training passes of the same images differ. The network and torch's
+    random state are left unchanged.
     """
     model = copy.deepcopy(model).cpu().float().train()
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -37,7 +42,7 @@ def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
     first = second = torch.empty(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        # a network that wants other images fails all that needs a pass
+        # a network for other images fails each check that needs a pass
         with contextlib.suppress(RuntimeError, ValueError):
             first, second = model(images), model(images)
     return {
@@ -48,39 +53,102 @@ def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
     }
 
 
-def architecture(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw the network from left to right: map shapes, and on a digit the receptive fields.
+def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
+    """Draw the reference network as blocks and arrows, from a digit to its ten probabilities.
 
     Args:
-        budget: of the network.
-        image: `(1, 28, 28)`, the digit on which the receptive fields are laid.
+        model: a `ReferenceNet`.
+        image: `(1, 28, 28)` uint8, the digit that goes in.
         title: the finding.
     """
-    layers = [layer for layer in budget.layers if layer.multiply_accumulates]
-    n, deepest = len(layers), max(layer.shape[0] for layer in layers)
-    with figure(title, "", (7, 3.1), nrows=2, ncols=n, height_ratios=(1.5, 1)) as (fig, axes):
-        for layer, above, below in zip(layers, axes[:n], axes[n:], strict=True):
-            _draw_maps(above, layer, deepest)
-            _draw_field(below, image, layer)
-        text = "above: maps of each convolution; below: input pixels that one of its values can see"
-        fig.supxlabel(text, fontsize=8, color="#555555")
+    shapes = {layer.name: "x".join(map(str, layer.shape)) for layer in Budget(model).layers}
+    modules = {"ReLU": nn.ReLU(), **dict(model.named_children())}
+    about = "in a block: kernel and number of parameters; below it: channels x height x width"
+    with figure(title, about, (7, 3.5)) as (_, (ax,)):
+        for x, y, row in ((0.0, 2.3, DIAGRAM[0]), (0.05, 0.65, DIAGRAM[1])):
+            for word in row.split():
+                if word == "|":
+                    fork = x + GAP / 2
+                    continue
+                if word != "image":
+                    _arrow(ax, (x, y), (x + GAP, y))
+                    x += GAP
+                if word == "image":
+                    ax.imshow(image[0].numpy(), extent=(x, x + 0.62, y - 0.31, y + 0.31))
+                    ax.add_patch(Rectangle((x, y - 0.31), 0.62, 0.62, fill=False, color=LINE))
+                    note(ax, "1x28x28", (x + 0.31, y - 0.6), fontsize=7, ha="center")
+                    x += 0.62
+                elif word == "+":
+                    x += _draw_addition(ax, x, y, fork)
+                elif word == "output":
+                    with torch.no_grad():
+                        _draw_output(ax, x, y, model.eval()(image[None]).softmax(1)[0])
+                else:
+                    x += _draw_block(ax, x, y, word, modules[word], shapes.get(word, ""))
+            if row == DIAGRAM[0]:
+                wrap = (0.05, 0.05, x + GAP, x + GAP, x), (0.65, 1.55, 1.55, y, y)
+                ax.plot(*wrap, color=LINE, lw=1)
+        ax.set(xlim=(-0.02, 7), ylim=(0, 3.1), aspect="equal")
+        ax.axis("off")
 
 
-def _draw_maps(ax: Axes, layer: Layer, deepest: int) -> None:
-    """Draw a layer's output as a stack of squares, one per channel, sized like the map."""
-    channels, side, _ = layer.shape
-    size, step, color = max(side / 28, 0.08), 0.035, _color(layer.name)
-    for k in reversed(range(channels)):
-        corner = (k * step, k * step)
-        ax.add_patch(Rectangle(corner, size, size, facecolor=color, edgecolor="white", lw=0.4))
-    limits = (-0.05, 1 + deepest * step)
-    ax.set(xlim=limits, ylim=limits, aspect="equal")
-    ax.axis("off")
-    text = f"{layer.name}\n{channels}x{side}x{side}"
-    ax.set_title(text, fontsize=7.5, fontweight="normal", loc="center")
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": LINE, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+    ax.annotate("", end, start, arrowprops=style)
 
 
-def _draw_field(ax: Axes, image: Tensor, layer: Layer, caption: str = "") -> None:
+def _draw_block(ax: Axes, x: float, y: float, name: str, module: nn.Module, shape: str) -> float:
+    """Draw one layer with its left side at `x` and, if its shape is new, the shape; its width."""
+    count = sum(p.numel() for p in module.parameters())
+    wide, text, color = False, name, "#eeeeee"
+    if isinstance(module, nn.Conv2d):
+        (kernel, _), wide = module.kernel_size, True
+        text, color = f"{name}\n{kernel}x{kernel}\n{count:,}", _color(name)
+    elif isinstance(module, nn.BatchNorm2d):
+        text, color, shape = f"BatchNorm {count}", "#d3dbe0", ""
+    elif isinstance(module, nn.MaxPool2d):
+        text, color = f"max-pool {module.kernel_size}x{module.kernel_size}", "#f5dcc0"
+    elif isinstance(module, nn.Dropout):
+        text, shape = "dropout", ""
+    width, low = 0.66 if wide else 0.22, y - TALL / 2
+    ax.add_patch(Rectangle((x, low), width, TALL, facecolor=color, edgecolor=LINE, lw=0.8))
+    place: dict[str, Any] = {"fontsize": 7, "ha": "center", "rotation": 0 if wide else 90}
+    note(ax, text, (x + width / 2, y), va="center", color=_text_color(name), **place)
+    note(ax, shape, (x + width / 2, low - 0.15), fontsize=7, ha="center")
+    return width
+
+
+def _draw_addition(ax: Axes, x: float, y: float, fork: float) -> float:
+    """Draw the addition of a shortcut that leaves the path at `fork`; return its width."""
+    middle, top = x + 0.1, y + 0.62
+    ax.add_patch(Circle((middle, y), 0.1, facecolor="white", edgecolor=LINE))
+    note(ax, "+", (middle, y), fontsize=9, ha="center", va="center_baseline")
+    ax.plot([fork, fork, middle], [y, top, top], color=LINE, lw=1)
+    _arrow(ax, (middle, top), (middle, y + 0.1))
+    note(ax, "shortcut", ((fork + middle) / 2, top + 0.04), fontsize=7, ha="center")
+    return 0.2
+
+
+def _draw_output(ax: Axes, x: float, y: float, probabilities: Tensor) -> None:
+    """Draw the ten classes in a column, each with its probability as a bar."""
+    for digit, probability in enumerate(probabilities.tolist()):
+        height, best = y + 0.12 * (4.5 - digit), digit == int(probabilities.argmax())
+        weight = "bold" if best else "normal"
+        note(ax, str(digit), (x + 0.06, height), fontsize=7, va="center", fontweight=weight)
+        bar = (x + 0.15, height - 0.045), 0.35 * probability, 0.09
+        ax.add_patch(Rectangle(*bar, color=LAYER_COLORS["conv6"]))
+    note(ax, "softmax", (x + 0.2, y + 0.68), fontsize=7, ha="center")
+
+
+def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
+    """Draw the receptive field of each block of convolutions on a digit `(1, 28, 28)`."""
+    blocks = _blocks(budget)
+    with figure(title, size=(7, 1.6), ncols=len(blocks)) as (_, axes):
+        for ax, (name, layers) in zip(axes, blocks.items(), strict=True):
+            _draw_field(ax, image, layers[-1], name)
+
+
+def _draw_field(ax: Axes, image: Tensor, layer: Layer, caption: str) -> None:
     """Draw a layer's receptive field around the middle of a digit, cut at its border."""
     show_digit(ax, image, caption)
     field, color = layer.receptive_field, _color(layer.name)
@@ -95,8 +163,12 @@ def _color(name: str) -> str:
     return LAYER_COLORS.get(name.split(".")[0], QUIET)
 
 
+def _text_color(name: str) -> str:
+    return "white" if name in ("conv3", "conv6") else "black"
+
+
 def _blocks(budget: Budget) -> dict[str, list[Layer]]:
-    """Gather the layers with weights to multiply by under their top-level names, in order."""
+    """Group the convolutions and linear layers by their top-level names, in order."""
     blocks: dict[str, list[Layer]] = {}
     for layer in budget.layers:
         if layer.multiply_accumulates:
@@ -104,20 +176,13 @@ def _blocks(budget: Budget) -> dict[str, list[Layer]]:
     return blocks
 
 
-def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw, for each block of convolutions, the input square that one of its values can see."""
-    blocks = _blocks(budget)
-    with figure(title, size=(7, 1.6), ncols=len(blocks)) as (_, axes):
-        for ax, (name, layers) in zip(axes, blocks.items(), strict=True):
-            _draw_field(ax, image, layers[-1], name)
-
-
 def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tensor]:
-    """Return what the named layers of a network answer to one image `(1, 28, 28)`, `(C, H, W)`."""
+    """Return the outputs `(C, H, W)` of the named layers for one image `(1, 28, 28)`."""
     seen: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, out, name=name: seen.update({name: out[0].detach().float().cpu()})
+            # cloned, because a ReLU may follow that overwrites its input
+            lambda _m, _i, out, name=name: seen.update({name: out[0].detach().clone()})
         )
         for name in layers
     ]
@@ -129,70 +194,102 @@ def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tens
 
 
 def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: str) -> None:
-    """Draw what the named layers of a network answer to one image `(1, 28, 28)` uint8.
+    """Draw the feature maps of the named layers for one image `(1, 28, 28)` uint8.
 
-    A row per layer, a column per channel (the first eight); red above zero, blue below.
+    A row for each layer, with a scale of its own; a column for each of the first eight channels.
     """
-    size = (7, 0.3 + 0.86 * len(layers))
-    with figure(title, size=size, nrows=len(layers), ncols=8) as (_, axes):
+    size, about = (7, 0.5 + 0.86 * len(layers)), "the first eight channels of each layer"
+    with figure(title, "", size, nrows=len(layers), ncols=8) as (fig, axes):
         for row, maps in enumerate(outputs(model, image, layers)):
-            limit = float(maps.abs().max())
-            for ax, one in zip(axes[8 * row :], maps[:8].numpy(), strict=False):
-                ax.imshow(one, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            own, limit = axes[8 * row : 8 * row + 8], float(maps.abs().max())
+            for ax, one in zip(own, maps.numpy(), strict=False):
+                drawn = ax.imshow(one, cmap="RdBu_r", vmin=-limit, vmax=limit)
                 ax.set(xticks=[], yticks=[])
                 ax.grid(False)
                 ax.spines[:].set_visible(False)
-            axes[8 * row].set_ylabel(layers[row], fontsize=8)
+            own[0].set_ylabel(layers[row], fontsize=8)
+            fig.colorbar(drawn, ax=own, aspect=8, pad=0.01).ax.tick_params(labelsize=7)
+        fig.supxlabel(about, fontsize=8, color="#555555")
 
 
 def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
-    """Draw, for each class, how much each position of an image `(1, 28, 28)` adds to its logit.
+    """Draw how much each position of an image `(1, 28, 28)` adds to the logit of each class.
 
-    The reference's head is one convolution over the whole map, so a logit is a sum over positions:
-    the 7x7 shares shown here add up to it exactly. Red speaks for the class, blue against it.
+    The head of the reference network is one convolution over the whole map. A logit is therefore
+    the sum of the 7x7 contributions drawn here: red raises the logit, blue lowers it.
     """
     maps, logits = outputs(model, image, ["drop2", "conv6"])  # (16, 7, 7), (10, 1, 1)
     shares = (model.get_parameter("conv6.weight").detach() * maps).sum(1)  # -> (10, 7, 7)
     assert torch.allclose(shares.sum((1, 2)), logits.flatten(), atol=1e-4)
     limit = float(shares.abs().max())
-    with figure(title, size=(7, 3.1), nrows=2, ncols=5) as (_, axes):
+    with figure(title, size=(7, 3.1), nrows=2, ncols=5) as (fig, axes):
         for c, (ax, share) in enumerate(zip(axes, shares.numpy(), strict=True)):
             show_digit(ax, image, f"{c}: logit {float(logits[c]):.1f}")
-            box = (-0.5, 27.5, 27.5, -0.5)
-            ax.imshow(share, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.65, extent=box)
+            look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "alpha": 0.65}
+            drawn = ax.imshow(share, extent=(-0.5, 27.5, 27.5, -0.5), **look)
         axes[int(logits.argmax())].title.set_fontweight("bold")
+        fig.colorbar(drawn, ax=axes, aspect=30, pad=0.01, label="contribution to the logit")
 
 
 def budget(counted: Budget, title: str) -> None:
-    """Draw the shares of parameters and multiply-accumulates, and the receptive fields below."""
+    """Draw the shares of parameters and of multiply-accumulates, one bar for each."""
     blocks = _blocks(counted)
     weights = {name: sum(layer.parameters for layer in own) for name, own in blocks.items()}
-    weights["norms"] = counted.parameters - sum(weights.values())
     work = {n: sum(layer.multiply_accumulates for layer in own) for n, own in blocks.items()}
-    with figure(title, size=(7, 3.8), nrows=2, height_ratios=(1.5, 1)) as (_, (bars, fields)):
-        _share_bar(bars, 0, weights)
-        _share_bar(bars, 1, work)
-        bars.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
-        bars.invert_yaxis()
-        bars.set(xlim=(0, 100), xlabel="share (%)")
-        bars.grid(False)
-        sides = [own[-1].receptive_field for own in blocks.values()]
-        drawn = fields.bar(list(blocks), sides, color=[_color(n) for n in blocks], width=0.6)
-        fields.bar_label(drawn, fontsize=8)
-        fields.axhline(28, color=REFERENCE, lw=1, ls="--")
-        fields.annotate("image", (-0.45, 29), fontsize=8, color=REFERENCE)
-        fields.set(ylabel="receptive field\n(pixels)", ylim=(0, 50))
+    for layer in counted.layers:  # the norms
+        if layer.parameters and not layer.multiply_accumulates:
+            kind = layer.kind.removesuffix("2d")
+            weights[kind] = weights.get(kind, 0) + layer.parameters
+    with figure(title, size=(7, 3.1)) as (_, (ax,)):
+        _share_bar(ax, 0, weights)
+        _share_bar(ax, 1, work)
+        ax.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
+        ax.set(xlim=(0, 100), ylim=(1.95, -0.95), xlabel="share (%)")
+        ax.grid(False)
 
 
 def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
-    """Draw one stacked bar of shares in percent, labelled where there is room."""
-    left = 0.0
+    """Draw one stacked bar of shares in percent; thin segments have labels with leader lines."""
+    left, thin = 0.0, []
     for name, count in counts.items():
         share = 100 * count / sum(counts.values())
         bar = ax.barh(y, share, left=left, color=_color(name), edgecolor="white", height=0.7)
+        text = f"{name}\n{share:.1f} %"
+        if share > 6:
+            color = _text_color(name)
+            ax.bar_label(bar, [text], label_type="center", fontsize=7.5, color=color)
+        else:
+            thin.append((left + share / 2, text))
         left += share
-        wide = share > 6
-        text = f"{name}\n{share:.1f} %" if wide else f"{name} {share:.1f} %" if share > 3.5 else ""
-        (label,) = ax.bar_label(bar, [text], label_type="center", fontsize=7.5 if wide else 6.5)
-        label.set(rotation=0 if wide else 90)
-        label.set(color="white" if name in ("conv3", "conv6") else "black")
+    # labels outside the bar, at least so many per cent apart and not beyond its ends
+    room, out = 9, 1 if y else -1
+    at = np.array([max(middle, 4) for middle, _ in thin])
+    for k in range(1, len(at)):
+        at[k] = max(at[k], at[k - 1] + room)
+    at = np.minimum(at, 97 - room * np.arange(len(at))[::-1])
+    for (middle, text), x in zip(thin, at, strict=True):
+        ends = (middle, x), (y + 0.35 * out, y + 0.5 * out)
+        ax.plot(*ends, color=LINE, lw=0.6)
+        note(ax, text, (x, y + 0.53 * out), fontsize=7, ha="center", va="top" if y else "bottom")
+
+
+def field_growth(counted: Budget, title: str) -> None:
+    """Draw the receptive field of each layer that enlarges it as a bar over a row of pixels."""
+    before, bars = 1, []
+    for layer in counted.layers:
+        if layer.receptive_field > before:
+            bars.append((layer.name, layer.receptive_field, layer.receptive_field - before))
+            before = layer.receptive_field
+    size, about = (7, 1 + 0.24 * len(bars)), "between the dashed lines: one row of the image"
+    with figure(title, about, size) as (_, (ax,)):
+        names, fields, _grown = zip(*bars, strict=True)
+        colors = [_color(name) for name in names]
+        ax.barh(names, fields, left=[-f / 2 for f in fields], color=colors, height=0.7)
+        for edge in (-0.5, 0.5):
+            ax.axvline(edge * counted.image_size, color=REFERENCE, lw=1, ls="--")
+        half = max(counted.receptive_field, counted.image_size) / 2
+        for y, (_, field, more) in enumerate(bars):
+            note(ax, f"{field} = {field - more} + {more}", (1.05 * half, y), va="center")
+        ax.set(xlim=(-1.1 * half, 1.4 * half), xlabel="pixels from the centre")
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)

@@ -217,15 +217,20 @@ def test_the_table_is_the_same_every_time(name, draw):
 
 def test_text_and_html_hold_the_same_cells():
     budget = Budget(build("reference"))
-    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", budget._repr_html_())
+    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", budget._repr_html_())
     assert "".join(cells).replace(" ", "") == re.sub(r"\s", "", repr(budget))
     assert repr(budget).splitlines()[-1].split()[:2] == ["total", "13,912"]
+
+
+def test_every_cell_of_the_html_table_has_its_own_padding():
+    cells = re.findall(r"<t[hd][^>]*>", Budget(build("reference"))._repr_html_().split("\n", 1)[1])
+    assert all("padding:" in cell for cell in cells if not cell.startswith(("<thead", "<tbody")))
 
 
 def test_html_escapes_the_names_of_layers():
     model = nn.Sequential()
     model.add_module("<b>&", nn.Conv2d(1, 2, 3))
-    assert "<td>&lt;b&gt;&amp;</td>" in Budget(model)._repr_html_()
+    assert ">&lt;b&gt;&amp;</td>" in Budget(model)._repr_html_()
 
 
 def test_counting_leaves_network_and_random_state_as_they_were():

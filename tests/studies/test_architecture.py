@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnistlib import Budget, build
+from mnistlib import MODELS, Budget, build
 from mnistlib.studies import architecture
 from mnistlib.studies.architecture import requirements
 
@@ -118,20 +118,24 @@ def image(tiny_digits):
     return tiny_digits.train_images[3]  # (1, 28, 28)
 
 
-@pytest.mark.parametrize("name", ["reference", "early"])
-def test_the_architecture_has_two_panels_for_each_layer_that_multiplies(name, image):
-    budget = Budget(build(name))
-    architecture.architecture(budget, image, "A title")
-    layers = [layer for layer in budget.layers if layer.multiply_accumulates]
-    above, below = plt.gcf().axes[: len(layers)], plt.gcf().axes[len(layers) :]
-    assert [ax.get_title() for ax in above] == [
-        f"{layer.name}\n{'x'.join(map(str, layer.shape))}" for layer in layers
-    ]
-    assert [len(ax.patches) for ax in above] == [layer.shape[0] for layer in layers]
-    sides = [layer.receptive_field for layer in layers]
-    assert [ax.get_xlabel() for ax in below] == [
-        f"{side}x{side}" + (" (all)" if side >= 28 else "") for side in sides
-    ]
+def test_the_block_diagram_shows_every_layer_with_its_parameters_and_the_answer(image):
+    model = build("reference")
+    architecture.block_diagram(model, image, "A title")
+    (ax,) = plt.gcf().axes
+    texts = [t.get_text() for t in ax.texts if t.get_text()]
+    for layer in Budget(model).layers:
+        if layer.kind == "Conv2d":
+            assert [t.split("\n")[2] for t in texts if t.startswith(f"{layer.name}\n")] == [
+                f"{layer.parameters:,}"
+            ]
+    words = ("BatchNorm", "ReLU", "max-pool", "dropout", "shortcut", "+")
+    assert [sum(t.startswith(word) for t in texts) for word in words] == [5, 5, 2, 2, 2, 2]
+    shapes = ["1x28x28", "8x28x28", "8x14x14", "16x14x14", "16x7x7", "10x1x1"]
+    assert [texts.count(shape) for shape in shapes] == [1, 3, 1, 3, 1, 1]
+    with torch.no_grad():
+        answer = int(model(image[None]).argmax())
+    bold = [t.get_text() for t in ax.texts if t.get_fontweight() == "bold"]
+    assert bold == [str(answer)]
 
 
 def test_receptive_fields_lie_around_the_middle_and_end_at_the_border(image):
@@ -147,8 +151,9 @@ def test_receptive_fields_lie_around_the_middle_and_end_at_the_border(image):
 def test_feature_maps_are_the_outputs_of_the_layers_named(image):
     model = build("reference")
     architecture.feature_maps(model, image, ["conv1", "pool2"], "A title")
-    axes = plt.gcf().axes
+    axes, scales = plt.gcf().axes[:16], plt.gcf().axes[16:]
     assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == ["conv1", "pool2"]
+    assert [ax.get_ylim()[1] for ax in scales] == [ax.images[0].norm.vmax for ax in axes[7::8]]
     assert [ax.images[0].get_array().shape for ax in axes] == [(28, 28)] * 8 + [(7, 7)] * 8
     with torch.no_grad():
         (kept,) = architecture.outputs(model, image, ["conv6"])
@@ -156,12 +161,18 @@ def test_feature_maps_are_the_outputs_of_the_layers_named(image):
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_outputs_are_those_of_the_layer_itself_even_if_a_relu_follows_in_place(image):
+    before, after = architecture.outputs(build("reference"), image, ["pool1", "drop1"])
+    assert before.min() < 0
+    assert torch.equal(before.relu(), after)
+
+
 def test_the_contributions_of_all_positions_add_up_to_each_logit(image):
     model = build("reference").eval()
     architecture.logit_contributions(model, image, "A title")
     with torch.no_grad():
         logits = model(image[None])[0]
-    axes = plt.gcf().axes
+    *axes, _scale = plt.gcf().axes
     sums = [float(ax.images[1].get_array().sum()) for ax in axes]
     assert sums == pytest.approx(logits.tolist(), abs=1e-4)
     titles = [ax.title for ax in axes]
@@ -170,13 +181,30 @@ def test_the_contributions_of_all_positions_add_up_to_each_logit(image):
     assert bold == [c == int(logits.argmax()) for c in range(10)]
 
 
-def test_the_shares_of_the_budget_fill_both_bars(image):
+def test_the_shares_of_the_budget_fill_both_bars_and_every_segment_has_a_label():
     architecture.budget(Budget(build("reference")), "A title")
-    bars, fields = plt.gcf().axes
+    (ax,) = plt.gcf().axes
     for y in (0, 1):
-        widths = [p.get_width() for p in bars.patches if round(p.get_y() + 0.35) == y]
+        widths = [p.get_width() for p in ax.patches if round(p.get_y() + 0.35) == y]
         assert sum(widths) == pytest.approx(100)
-    texts = [t.get_text() for t in bars.texts]
-    assert "conv6\n56.4 %" in texts
-    assert [t.get_text() for t in fields.texts][-1] == "image"
-    assert [p.get_height() for p in fields.patches] == [3, 5, 7, 8, 12, 16, 42]
+    texts = [t.get_text() for t in ax.texts if t.get_text()]
+    assert len(texts) == len(ax.patches) == 8 + 7
+    assert {"conv6\n56.4 %", "conv1\n0.5 %", "BatchNorm\n0.8 %", "conv6\n0.4 %"} <= {*texts}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_labels_outside_a_bar_do_not_overlap(name):
+    architecture.budget(Budget(build(name)), "A title")
+    (ax,) = plt.gcf().axes
+    plt.gcf().canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_the_growth_of_the_field_has_a_bar_for_each_layer_that_enlarges_it(size):
+    architecture.field_growth(Budget(build("reference"), size), "A title")
+    (ax,) = plt.gcf().axes
+    assert [p.get_width() for p in ax.patches] == [3, 5, 7, 8, 12, 16, 18, 42]
+    assert [t.get_text() for t in ax.texts][-2:] == ["18 = 16 + 2", "42 = 18 + 24"]
+    assert [line.get_xdata()[0] for line in ax.lines] == [-size / 2, size / 2]
