@@ -1,4 +1,4 @@
-"""Random augmentation, affine and elastic: one per image, a whole batch at a time."""
+"""Random affine and elastic augmentation of a batch, different for each image."""
 
 import math
 from functools import cache
@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POINTS = 6  # along each side: about five pixels apart, as far as strokes are wide
+POINTS = 6  # along each side, so about five pixels apart
 
 
 @cache
 def _between_points(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the matrix `(36, height * width)` that interpolates values given at 6x6 points."""
+    """Return the matrix `(36, height * width)` that interpolates from 6x6 points to all pixels."""
     units = torch.eye(POINTS**2).view(POINTS**2, 1, POINTS, POINTS)
     maps = F.interpolate(units, (height, width), mode="bicubic", align_corners=True)
     return maps.flatten(1).to(device, dtype)
@@ -27,22 +27,22 @@ def augment(
     elastic: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Turn, shift, zoom, shear and bend each image by its own random amount.
+    """Rotate, shift, zoom, shear and bend each image by its own random amount.
 
-    torchvision's v2 transforms draw once per call, so a whole batch gets one rotation; here each
-    image has its own row of six numbers, and the batch is resampled in one call, on its device.
-    Nothing is flipped: a mirrored 2 is not a digit.
+    torchvision's v2 transforms draw once per call, so a whole batch gets one rotation. Here each
+    image has its own six random numbers, and the batch is resampled in one call on its device.
+    Nothing is flipped, because a mirrored 2 is not a digit.
 
     Args:
-        images: `(N, C, H, W)` float; zeros are drawn in from beyond the border.
+        images: `(N, C, H, W)` float; pixels beyond the border count as zero.
         degrees: rotation, uniform in ±degrees.
-        pixels: translation along each axis, uniform in ±pixels, before the digit is turned.
+        pixels: translation along each axis, uniform in ±pixels, before the rotation.
         scale: zoom along each axis, uniform in 1 ± scale.
         shear: horizontal shear angle, uniform in ±shear degrees.
         elastic: standard deviation in pixels of displacements drawn at 6x6 points across the image
             and interpolated smoothly between them: a cheap form of the elastic distortion of
             P. Simard, D. Steinkraus and J. Platt, ICDAR 2003.
-        generator: source of the random numbers, on the images' device; by default torch's own.
+        generator: random generator on the images' device; by default torch's own.
 
     Returns:
         Augmented images of the same shape and dtype.
@@ -58,11 +58,11 @@ def augment(
     zoom_x, zoom_y = 1 / (1 + u[:, 2] * scale), 1 / (1 + u[:, 3] * scale)
     cos, sin = torch.cos(angle), torch.sin(angle)
     # coordinates run from -1 to 1 along both sides, so a shift of p pixels is 2p / width, and
-    # what turns or slants one axis into the other must be scaled by the ratio of the sides
+    # terms that mix the axes must be scaled by the ratio of the sides
     tall = height / width
     to_x = cos * zoom_x, (cos * slant - sin) * zoom_y * tall, u[:, 4] * 2 * pixels / width
     to_y = sin * zoom_x / tall, (sin * slant + cos) * zoom_y, u[:, 5] * 2 * pixels / height
-    # what F.affine_grid does, but in one product for all images, which is many times faster
+    # as F.affine_grid, but in one product for all images, which is many times faster
     x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)  # pixel centres
     y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device)
     here = torch.stack((x.repeat(height), y.repeat_interleave(width), x.new_ones(height * width)))

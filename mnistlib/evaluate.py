@@ -1,4 +1,4 @@
-"""Predictions of a network, and how many of them are right."""
+"""Predictions of a network, their accuracy and loss."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .slices import side_by_side
 
-BATCH = 64  # images at a time; more would cost memory and gain no time
+BATCH = 64  # images at a time; more would take memory and save no time
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,24 +24,24 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Correct predictions, percent."""
+        """Share of correct predictions, percent."""
         return 100 * self.correct / self.n
 
     @property
     def error(self) -> float:
-        """Wrong predictions, percent."""
+        """Share of wrong predictions, percent."""
         return 100 * (self.n - self.correct) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy, percent: how far the choice of images matters."""
+        """95 % Wilson interval of the accuracy, percent, for the random choice of the images."""
         from scipy.stats import binomtest
 
         found = binomtest(self.correct, self.n).proportion_ci(method="wilson")
         return 100 * float(found.low), 100 * float(found.high)
 
     def __repr__(self) -> str:
-        """Describe it in a sentence."""
+        """Give accuracy and interval in a sentence."""
         low, high = self.interval
         return (
             f"{self.accuracy:.2f} % of {self.n:,} images correct "
@@ -50,12 +50,12 @@ class Evaluation:
 
 
 def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor:
-    """Return the logits `(N, 10)` of images `(N, 1, 28, 28)` on the CPU, dropout switched off.
+    """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`, on the CPU, in eval mode.
 
-    Batches are the same on any number of threads, and so are the bits.
+    The batches and so the bits do not depend on the number of threads.
     """
 
-    @torch.inference_mode()  # each thread has a mode of its own
+    @torch.inference_mode()  # each thread has its own inference mode
     def one(batch: Tensor) -> Tensor:
         return model(batch.to(device)).cpu()
 
@@ -71,21 +71,21 @@ def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the probabilities `(N, 10)` float32 of the ten digits; rows add up to 1."""
+    """Return the probabilities `(N, 10)` float32 of the ten digits; each row sums to 1."""
     return predict_logits(model, images).softmax(1)
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, threads: int = 0) -> Evaluation:
-    """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`; every image counts.
+    """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`.
 
     Args:
-        model: the network; it stays in its mode.
-        images: uint8, or float in 0..1.
-        labels: of any integer type.
-        threads: CPU threads, 0: as torch is set; they change no bit.
+        model: the network; its mode is not changed.
+        images: uint8, or float from 0 to 1.
+        labels: any integer type.
+        threads: CPU threads, which do not change the result; 0: torch's own setting.
 
     Raises:
-        ValueError: no images, or not as many labels.
+        ValueError: there are no images, or the numbers of images and labels differ.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"{len(images)} images with {len(labels)} labels cannot be evaluated")

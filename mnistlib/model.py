@@ -1,4 +1,4 @@
-"""The reference network, 13,912 parameters from 28x28 pixels to ten logits, and `build`."""
+"""The reference network with its 13,912 parameters, and `build`."""
 
 from functools import partial
 
@@ -12,11 +12,11 @@ class ReferenceNet(nn.Module):
     """Two residual stages of 3x3 convolutions and a 7x7 head, for 28x28 grey images.
 
     Input `(N, 1, 28, 28)`, uint8 in 0..255 or float in 0..1; output `(N, 10)` logits.
-    No convolution has a bias: the BatchNorm behind it has one, and the reference's total of
-    13,912 parameters leaves no room for another.
+    No convolution has a bias: the reference's total of 13,912 parameters leaves no room for one,
+    and BatchNorm has its own.
 
     Args:
-        dropout: probability of zeroing an activation, after each of the two poolings.
+        dropout: probability of zeroing an activation, after each of the two max-poolings.
     """
 
     def __init__(self, dropout: float = 0.05) -> None:
@@ -38,11 +38,11 @@ class ReferenceNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
-        relu = partial(F.relu, inplace=True)  # nothing else needs what BatchNorm put out
+        relu = partial(F.relu, inplace=True)  # nothing else needs BatchNorm's output
         x = normalise(pixels, self)
         x = relu(self.bn1(self.conv1(x)))  # (N, 1, 28, 28) -> (N, 8, 28, 28)
         y = relu(self.bn2(self.conv2(x)))
-        # pooling first: the same values, and three quarters fewer for the ReLU
+        # pooling before the ReLU gives the same values and saves three quarters of its work
         x = relu(self.pool1(self.bn3(self.conv3(y)) + x))  # -> (N, 8, 14, 14)
         x = self.onecross(self.drop1(x))  # -> (N, 16, 14, 14)
         y = relu(self.bn4(self.conv4(x)))
@@ -53,14 +53,14 @@ class ReferenceNet(nn.Module):
 
 
 def build(name: str = "reference", dropout: float = 0.05) -> nn.Module:
-    """Return a freshly initialised network, weights drawn from torch's random state.
+    """Return a network with new weights, drawn from torch's random state.
 
     Args:
-        name: in `MODELS`, or a one-line spec as `SpecNet` takes it.
+        name: a name in `MODELS`, or a one-line spec as explained in `SpecNet`.
         dropout: probability of zeroing an activation.
 
     Raises:
-        ValueError: the name is unknown, or the spec has a fault.
+        ValueError: the name is unknown or the spec is wrong.
     """
     if name == "reference":
         model = ReferenceNet(dropout)

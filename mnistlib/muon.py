@@ -1,4 +1,4 @@
-"""Muon, an optimizer for filter banks; only the recipe field `optimizer=muon` uses it."""
+"""Muon, the optimizer behind the setting `optimizer=muon`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,18 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with Nesterov momentum whose steps of filters are made orthogonal.
+    """SGD with Nesterov momentum that orthogonalises the steps of filters.
 
-    A filter bank `(out, in, k, k)` is a matrix `(out, in * k * k)`; its step keeps the singular
-    vectors and sets all singular values to about one, so rare directions move as far as common
-    ones. Source: K. Jordan, "Muon", 2024, github.com/KellerJordan/Muon, with its iteration.
-    torch's own class takes matrices only.
+    A filter bank `(out, in, k, k)` is treated as a matrix `(out, in * k * k)`. Its step keeps the
+    singular vectors and sets all singular values to about one, so rare directions move as far as
+    common ones. Source: K. Jordan, "Muon", 2024, github.com/KellerJordan/Muon. torch's own class
+    takes matrices only.
 
     Args:
-        groups: with `params`, and where not the default `weight_decay` 0, `orthogonal` False.
-        lr: learning rate; an orthogonal step has a tenth of it as its singular values.
-        momentum: of all steps.
+        groups: parameter groups with `params` and, if needed, `weight_decay` (default 0) and
+            `orthogonal` (default False).
+        lr: learning rate; the singular values of an orthogonal step are a tenth of it.
+        momentum: momentum of all steps.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -42,9 +43,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Bring a matrix's singular values near one by Newton and Schulz's iteration.
+    """Bring a matrix's singular values near one by the Newton-Schulz iteration.
 
-    The coefficients are Jordan's: quick rather than exact, singular values end in about 0.7..1.2.
+    With Jordan's coefficients it is fast rather than exact: they end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)

@@ -14,7 +14,7 @@ DROPS = (0.6, 0.85)  # shares of all steps after which `step` divides the learni
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Return the optimizer of a Config over the parameters of a network."""
+    """Return the optimizer of a Config for the parameters of a network."""
     device = next(model.parameters()).device
     fused = device.type in ("cpu", "cuda")  # all parameters in one kernel
     decay = config.weight_decay
@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         groups = [{"params": matrices, "weight_decay": decay}, no_decay]
         lr = config.max_lr
         return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
-    # first layer, 1x1 convolutions and head are left to plain momentum, as by Muon's author
+    # plain momentum for first layer, 1x1 convolutions and head, as Muon's author does
     inner = [p for p in matrices if p.ndim == 4 and p.shape[-1] == 3 and p.shape[1] > 1]
     others = [p for p in matrices if not any(p is q for q in inner)]
     plain = {"params": others, "weight_decay": decay}
@@ -36,19 +36,19 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> LRScheduler:
-    """Return the schedule of a Config over `steps` steps, to be stepped once per batch."""
+    """Return the learning-rate schedule of a Config, to be stepped once per batch."""
     warm = config.pct_start
     if config.anneal in ("step", "constant"):
         drops = DROPS if config.anneal == "step" else ()
 
         def factor(step: int) -> float:
-            # from a 25th of the peak, where OneCycleLR begins
+            # rises from a 25th of the peak, as in OneCycleLR
             up = 1.0 if step >= warm * steps else 0.04 + 0.96 * step / (warm * steps)
             return up * 0.1 ** sum(step >= drop * steps for drop in drops)
 
         return LambdaLR(optimizer, factor)
     if math.isclose(warm * steps, 1.0):
-        warm *= 0.999  # a warm-up of just one step has no length, by which OneCycleLR divides
+        warm *= 0.999  # OneCycleLR divides by the steps of the warm-up less one
     return OneCycleLR(
         optimizer,
         max_lr=config.max_lr,
@@ -60,13 +60,13 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
 
 
 def learning_rate(scheduler: LRScheduler) -> float:
-    """Return the learning rate now; a straight line goes below zero after the last step."""
+    """Return the current learning rate; linear annealing passes zero after the last step."""
     return max(0.0, float(scheduler.get_last_lr()[0]))
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
-    """Return the learning rate of every step, and last the one after the final step."""
-    # no initial values are drawn, so the process's random state stays as it is
+    """Return the learning rate of every step, and one more, after the last step."""
+    # skip_init draws no initial weights, so the random state of the process is unchanged
     optimizer = make_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), config)
     scheduler = make_scheduler(optimizer, config, config.epochs * steps_per_epoch)
     rates = [learning_rate(scheduler)]

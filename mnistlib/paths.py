@@ -1,4 +1,4 @@
-"""Where outputs and runs lie, and the one way in which files are written."""
+"""The folders of outputs and runs, and the atomic writing of files."""
 
 import contextlib
 import os
@@ -6,32 +6,33 @@ import tempfile
 import time
 from pathlib import Path
 
-ABANDONED = 600  # seconds after which a temporary file cannot belong to a write still at work
+ABANDONED = 600  # seconds after which a temporary file cannot belong to a running write
 
 
 def outputs_folder() -> Path:
-    """Return `outputs` of the checkout that this package lies in, else of the working folder."""
+    """Return `outputs` in the clone that holds this package, else in the working folder."""
     checkout = Path(__file__).resolve().parent.parent
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "outputs"
 
 
 def runs_folder() -> Path:
-    """Return where runs are written: `MNISTLIB_RUNS`, else `outputs/runs`, which git ignores."""
+    """Return the folder of runs: `MNISTLIB_RUNS`, else `outputs/runs`, which git ignores."""
     return Path(os.environ.get("MNISTLIB_RUNS") or outputs_folder() / "runs")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder where there is none.
+    """Write a file completely or not at all; its folder is created if missing.
 
-    The bytes go to a temporary file, to the disk, and only then to their name: a kill or a full
-    disk at any moment leaves what was there before. What killed writes left behind is removed.
+    The bytes go to a temporary file, which is flushed to the disk and then renamed. A kill or a
+    full disk at any moment leaves the old file intact. Temporary files of killed writes are
+    removed.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(".writing-*"):
-        with contextlib.suppress(OSError):  # another process may have just finished with it
+        with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
     handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
@@ -40,12 +41,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
+        Path(temporary).chmod(0o644)  # mkstemp creates files that only their owner can read
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself must reach the disk; only POSIX can and needs to
+    if os.name == "posix":  # the new name must reach the disk, too; only POSIX needs this
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,4 +1,4 @@
-"""The process that a run is in: its device, random state, memory and signals."""
+"""Device, random state, memory and signals of a run."""
 
 import ctypes
 import platform
@@ -15,10 +15,10 @@ from .errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a Config: `auto` is the accelerator torch sees, else the CPU.
+    """Return the device of a Config; `auto` is the accelerator that torch finds, else the CPU.
 
     Raises:
-        ConfigError: this machine or this torch has no such device.
+        ConfigError: the device is not available.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
     return {
-        "torch": str(torch.__version__),  # a TorchVersion is refused by weights_only
+        "torch": str(torch.__version__),  # torch.load with weights_only refuses a TorchVersion
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def run_context(seed: int) -> Iterator[None]:
-    """Set torch's random state for the length of a run, and keep its freed memory."""
+    """Set torch's random state for the length of a run, and keep freed memory in the process."""
     with torch.random.fork_rng(), keep_freed_memory():
         torch.manual_seed(seed)
         yield
@@ -49,16 +49,16 @@ def run_context(seed: int) -> Iterator[None]:
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Have glibc keep what is freed instead of giving it back to the system; elsewhere do nothing.
+    """Make glibc keep freed memory instead of returning it to the system; elsewhere do nothing.
 
-    Each training step allocates and frees the same megabytes. Given back, they come as fresh pages
-    the next time, some thousand page faults a step: a tenth to a quarter of its time.
+    Each training step allocates and frees the same megabytes. If they are returned, the next step
+    gets fresh pages, at the cost of about a thousand page faults, a tenth to a quarter of its time.
     """
     threshold, trim = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    usual = 128 * 1024  # of both, as mallopt(3) says
+    usual = 128 * 1024  # default of both, see mallopt(3)
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(threshold, 1 << 25)  # the most that it takes
+        libc.mallopt(threshold, 1 << 25)  # the maximum
         libc.mallopt(trim, (1 << 31) - 1)
     except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
         yield
@@ -73,10 +73,10 @@ def keep_freed_memory() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Collect the numbers of Ctrl-C and SIGTERM in a list, so that a run stops between two steps.
+    """Collect Ctrl-C and SIGTERM as numbers in a list, so that a run can stop between two steps.
 
-    A second one does what it usually does. Signals reach the main thread alone, so in any other
-    there is nothing to do; nor for a signal that the process was started to ignore.
+    A second signal of a kind has its usual effect. Nothing is done outside the main thread, which
+    alone gets signals, or for a signal that the process was started to ignore.
     """
     caught: list[int] = []
     usual: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Which images an epoch sees: each once, or the hard ones more often."""
+"""Which images an epoch uses: each once, or the hard ones more often."""
 
 import math
 from typing import Any
@@ -8,41 +8,42 @@ from torch import Tensor
 
 
 class Sampler:
-    """Draws the images of an epoch, and with `focus` mines the hard ones.
+    """Draws the images of an epoch, with hard-example mining if `focus` is set.
 
     Source of the idea: A. Shrivastava et al., "Training region-based object detectors with online
     hard example mining", CVPR 2016; here the losses of earlier epochs rank the images.
 
     Args:
-        n: training images.
+        n: number of training images.
         size: images per epoch.
-        focus: share of a shorter epoch that goes to the images of greatest loss; 0: none.
-        seed: of the order.
-        device: where the losses are.
+        focus: share of an epoch taken by the images with the largest loss; 0: no mining. Has an
+            effect only if `size` is below `n`.
+        seed: seed of the order.
+        device: device of the losses.
     """
 
     def __init__(self, n: int, size: int, focus: float, seed: int, device: torch.device) -> None:
         self.n, self.size, self.focus = n, size, focus
         self.generator = torch.Generator().manual_seed(seed)
-        self.epoch_start = self.generator.get_state()  # from which the epoch's images are drawn
-        self.seen = 0  # images of the epoch under way whose loss is known
+        self.epoch_start = self.generator.get_state()  # with which the epoch's images are drawn
+        self.seen = 0  # images of the current epoch whose loss is known
         self.drawn = torch.arange(0)  # the epoch's images, positions in the training set
-        # to rank images, the three digits of a bfloat16 do, in half the bytes of a float
+        # the three digits of a bfloat16 are enough to rank images and take half the memory
         self.last_loss = torch.full((n,), math.inf, dtype=torch.bfloat16)
         self.epoch_loss = torch.zeros(size, dtype=torch.bfloat16, device=device)
 
     def sample_epoch(self) -> Tensor:
-        """Draw an epoch's positions `(size,)`: each once, or for a longer epoch in fresh passes.
+        """Draw the positions `(size,)` of an epoch's images, each image once before any repeats.
 
-        With `focus`, that share of them are the images whose loss was greatest when they were last
-        seen, unseen ones before all, and the rest is drawn from the others.
+        With `focus`, that share of them are the images whose loss was largest when they were last
+        seen, images not yet seen before all others. The rest is drawn from the other images.
         """
         n, size = self.n, self.size
         orders = [torch.randperm(n, generator=self.generator) for _ in range(math.ceil(size / n))]
         self.drawn = torch.cat(orders)[:size]
         if self.focus and size < n:
             losses = self.last_loss[orders[0]].float()
-            # a stable sort of a random order: equal losses, as of images not yet seen, stay random
+            # a stable sort of a random order keeps images of equal loss, such as unseen, random
             ranked = orders[0][losses.argsort(descending=True, stable=True)]
             hard, others = ranked.split([k := round(self.focus * size), n - k])
             others = others[torch.randperm(n - k, generator=self.generator)[: size - k]]
@@ -51,24 +52,24 @@ class Sampler:
         return self.drawn
 
     def record(self, losses: Tensor) -> None:
-        """Take the losses `(N,)` of the epoch's next images."""
+        """Store the losses `(N,)` of the epoch's next images."""
         self.epoch_loss[self.seen : self.seen + len(losses)] = losses
         self.seen += len(losses)
 
     def end_epoch(self) -> None:
-        """Remember the losses of the epoch that ended; the next one is drawn from here."""
+        """Keep the losses of the epoch that ended for drawing the next one."""
         if self.focus:
             self.last_loss[self.drawn] = self.epoch_loss.cpu()
         self.seen = 0
         self.epoch_start = self.generator.get_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rest of the run depends on; losses only where images are mined."""
+        """Return what the rest of the run depends on; losses only with `focus`."""
         losses = {"seen": self.seen, "last_loss": self.last_loss, "epoch_loss": self.epoch_loss}
         return {"epoch_start": self.epoch_start} | (losses if self.focus else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the sampler whose state it was; the epoch under way is drawn again."""
+        """Restore the sampler; the current epoch must then be drawn again."""
         self.epoch_start = state["epoch_start"]
         self.generator.set_state(self.epoch_start)
         if self.focus:

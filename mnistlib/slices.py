@@ -1,4 +1,4 @@
-"""Batches in slices: several cores train one network, to the same bits on any number of them."""
+"""Batches in slices: one network on several cores, with the same result on any number of them."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def side_by_side(threads: int = 0) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a `map` whose calls run in so many Python threads; results come in order.
+    """Yield a `map` that runs its calls in several Python threads and returns results in order.
 
-    torch lets go of Python's lock in its operators, so they do run at the same time. Within each
-    thread torch computes on one: an operator that is divided among threads adds up in another
-    order with each number of them, and small convolutions gain little by it.
+    torch releases Python's lock in its operators, so they run at the same time. Inside each thread
+    torch itself uses one: the order of an operator's sums would depend on the number of threads,
+    and small convolutions gain little from more.
 
     Args:
-        threads: 0: as many as torch is set to.
+        threads: number of threads; 0: torch's own setting.
     """
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,15 +37,14 @@ class Slices:
     """Passes a batch forward and backward in slices, each normalised by its own statistics.
 
     The slices are "ghost batches" (E. Hoffer, I. Hubara and D. Soudry, "Train longer, generalize
-    better", NeurIPS 2017). Each has a replica of the network that shares its weights. Gradients
-    are added in the order of the slices, whichever was done first. Each replica moves the running
-    statistics of BatchNorm from where the network's were, and these become the replicas' mean, by
-    images: as if the network had seen the mean of the slices' statistics.
+    better", NeurIPS 2017). Each slice has a replica of the network with shared weights. Gradients
+    are added in the order of the slices, whichever ended first. Each replica updates BatchNorm's
+    running statistics from the network's; the network then gets their mean over all images.
 
     Args:
-        model: the network under training.
-        slices: how many; 1: the network passes the whole batch itself.
-        each: a `map`, as of `side_by_side`.
+        model: the network in training.
+        slices: number of slices; with 1 the network passes the whole batch.
+        each: a `map`, such as that of `side_by_side`.
     """
 
     def __init__(self, model: nn.Module, slices: int, each: Callable[..., Iterable[Any]]) -> None:
@@ -53,7 +52,7 @@ class Slices:
         shared = {id(weight): weight for weight in self.weights}
         others = [copy.deepcopy(model, dict(shared)) for _ in range(slices - 1)]
         self.replicas = [model, *others]
-        # of BatchNorm: all of the network's buffers that are floats, if it has any
+        # BatchNorm's, which are all float buffers of the network, if it has any
         lists = [[b for b in r.buffers() if b.is_floating_point()] for r in self.replicas]
         self.statistics = lists if lists[0] else [[]]
 
@@ -65,13 +64,14 @@ class Slices:
         Args:
             images: `(N, 1, 28, 28)`.
             labels: `(N,)` int64.
-            loss: of logits and labels: one for each image `(N,)`, or of a single slice the mean.
+            loss: function of logits and labels that returns the losses `(N,)`, or with a single
+                slice their mean.
         """
 
         def one(replica: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Any]:
             logits = replica(images)
             losses = loss(logits, labels)
-            share = len(images) / n  # a short slice counts less, every image alike
+            share = len(images) / n  # a short slice counts less, so that images count the same
             gradients = torch.autograd.grad(losses.mean() * share, self.weights)
             return losses.detach(), logits.detach(), gradients
 
@@ -85,7 +85,7 @@ class Slices:
         for weight, gradient in zip(self.weights, gradients[0], strict=True):
             weight.grad = gradient
         if others:
-            first, *rest = parts[0]  # of a short batch there may be fewer slices than replicas
+            first, *rest = parts[0]  # a short batch may have fewer slices than replicas
             torch._foreach_mul_(own, len(first) / n)
             for statistics, part in zip(others, rest, strict=False):
                 torch._foreach_add_(own, statistics, alpha=len(part) / n)

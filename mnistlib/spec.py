@@ -1,4 +1,4 @@
-"""Networks written in one line, the named ones among them, and how they all take pixels."""
+"""Networks written as one-line specs, the named ones, and the normalisation of pixels."""
 
 import re
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-# Mean and standard deviation of the 60,000 training images, pixels scaled to 0..1. They live in
-# the network, so that a checkpoint predicts from raw pixels and nobody has to guess them.
+# Mean and standard deviation of the 60,000 training images, pixels scaled to 0..1. The network
+# normalises its input itself, so that a checkpoint predicts from raw pixels.
 MEAN, STD = 0.1307, 0.3081
-TOLERANCE = 1e-3  # by which resampled pixels may leave 0..1
+TOLERANCE = 1e-3  # resampled pixels may be this far outside 0..1
 HEADS = ("full", "pooled", "shared", "depthwise", "separable")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 MODELS = {
-    "reference": "c8 r2 p d x16 r2 p d full",  # built as `ReferenceNet`, its equal bit for bit
+    "reference": "c8 r2 p d x16 r2 p d full",  # `ReferenceNet` is used instead, with the same bits
     "reference-pooled": "c8 r2 p d x16 r2 p d pooled",
     "reference-shared": "c8 r2 p d x16 r2 p d shared",
     "reference-depthwise": "c8 r2 p d x16 r2 p d depthwise",
@@ -35,18 +35,18 @@ MODELS = {
 
 
 def normalise(pixels: Tensor, network: nn.Module) -> Tensor:
-    """Bring pixels to zero mean and unit variance, in the dtype of a network's weights.
+    """Scale pixels to zero mean and unit variance, in the dtype of a network's weights.
 
-    In eager evaluation pixels are checked first: digits that somebody else has normalised already,
-    or floats of 0..255, would be misclassified without a word. Training, exporting and compiling,
-    where looking at values would cost time or fail, are left alone.
+    In eager evaluation the range of the pixels is checked first, because pixels that are already
+    normalised, or floats from 0 to 255, would be misclassified without an error. In training,
+    export and compilation there is no check, as it would take time or fail.
 
     Args:
         pixels: uint8 in 0..255 or float in 0..1, of any shape.
-        network: whose input they are.
+        network: the network that takes them.
 
     Raises:
-        ValueError: the network is in evaluation mode and pixels lie outside 0..1.
+        ValueError: the network is in eval mode and pixels are outside 0..1.
     """
     scale = 255.0 if pixels.dtype == torch.uint8 else 1.0
     unseen = network.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -55,7 +55,7 @@ def normalise(pixels: Tensor, network: nn.Module) -> Tensor:
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ValueError(
                 f"the pixels go from {low:g} to {high:g}, but the network takes uint8 from 0 to "
-                "255 or floats from 0 to 1; give them as they are, it normalises them itself"
+                "255 or floats from 0 to 1; do not normalise them, the network does"
             )
     return (pixels.to(next(network.parameters()).dtype) - MEAN * scale) / (STD * scale)
 
@@ -63,19 +63,21 @@ def normalise(pixels: Tensor, network: nn.Module) -> Tensor:
 class SpecNet(nn.Sequential):
     """A network from a one-line spec, for 28x28 grey images; input and output as `ReferenceNet`.
 
-    Words, from the image to the head: `c16k5s2` is a convolution of kernel 5 and stride 2 to 16
-    channels, with BatchNorm and ReLU (`k3` and `s1` may be left out; a `p` at its end pools 2x2
-    before the BatchNorm); `r2` a residual block of two 3x3 convolutions; `p` max-pooling 2x2;
-    `x16` a bare 1x1 convolution to 16 channels; `d` dropout (if no word is `d`, it comes before
-    the head); `gelu` or `silu` replaces the ReLU and `bias` the BatchNorm of what follows; last
-    a head of `HEADS` on a 7x7 map.
+    A spec lists the layers from the image to the head, one word each:
+    `c16k5s2` is a convolution to 16 channels with kernel 5 and stride 2, BatchNorm and ReLU; `k3`
+    and `s1` may be left out; with a final `p` it pools 2x2 before the BatchNorm;
+    `r2` is a residual block of two 3x3 convolutions; `p` is 2x2 max-pooling;
+    `x16` is a 1x1 convolution to 16 channels without BatchNorm and ReLU;
+    `d` is dropout; a spec without `d` has it before the head;
+    `gelu` or `silu` replaces the ReLU, and `bias` the BatchNorm, in all later words;
+    the last word is one of `HEADS`, on a 7x7 map.
 
     Args:
         spec: e.g. `c16k5s2 r1 p r2 r2 full`.
         dropout: probability of zeroing an activation.
 
     Raises:
-        ValueError: an unknown word, or a map before the head that is not 7x7.
+        ValueError: a word is unknown, or the map before the head is not 7x7.
     """
 
     def __init__(self, spec: str, dropout: float = 0.05) -> None:
@@ -88,7 +90,7 @@ class SpecNet(nn.Sequential):
             if m := re.fullmatch(r"c([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
                 out, kernel, stride = int(m[1]), int(m[2] or 3), int(m[3] or 1)
                 conv = nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False)
-                # pooled before the BatchNorm, there is less to normalise
+                # pooling before the BatchNorm leaves it less to normalise
                 pool = [nn.MaxPool2d(2)] if m[4] else []
                 layers.append(nn.Sequential(conv, *pool, norm(out), activation()))
                 c, size = out, size // stride // (2 if pool else 1)
@@ -131,7 +133,7 @@ class _Residual(nn.Sequential):
 
 
 class _Bias(nn.Module):
-    """What remains of a BatchNorm that does not normalise: a bias for each channel."""
+    """A bias for each channel, in place of a BatchNorm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -142,15 +144,15 @@ class _Bias(nn.Module):
 
 
 def make_head(kind: str, c: int = 16) -> nn.Module:
-    """Return what turns a `(N, c, 7, 7)` map into `(N, 10, 1, 1)`; `kind` is one of `HEADS`."""
-    classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # of c = 16: 160 parameters
+    """Return a head, one of `HEADS`, that turns maps `(N, c, 7, 7)` into `(N, 10, 1, 1)`."""
+    classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # 160 parameters with c = 16
     if kind == "full":
         return nn.Conv2d(c, 10, kernel_size=7, bias=False)  # 10 * 16 * 7 * 7 = 7,840
     if kind == "pooled":
         return nn.Sequential(nn.AvgPool2d(7), classify())
     if kind == "shared":
         return nn.Sequential(_SharedWindow(), classify())  # 49 + 160 = 209
-    if kind == "depthwise":  # one 7x7 window a channel: 784 + 160 = 944
+    if kind == "depthwise":  # one 7x7 kernel for each channel: 784 + 160 = 944
         return nn.Sequential(nn.Conv2d(c, c, kernel_size=7, groups=c, bias=False), classify())
     columns = nn.Conv2d(c, 10, kernel_size=(7, 1), bias=False)  # -> (N, 10, 1, 7)
     rows = nn.Conv2d(10, 10, kernel_size=(1, 7), bias=False)  # -> (N, 10, 1, 1)
@@ -158,7 +160,7 @@ def make_head(kind: str, c: int = 16) -> nn.Module:
 
 
 class _SharedWindow(nn.Conv2d):
-    """One 7x7 window of weights, the same for every channel: `(N, C, 7, 7) -> (N, C, 1, 1)`."""
+    """One 7x7 kernel that all channels share: `(N, C, 7, 7) -> (N, C, 1, 1)`."""
 
     def __init__(self) -> None:
         super().__init__(1, 1, kernel_size=7, bias=False)
@@ -170,10 +172,10 @@ class _SharedWindow(nn.Conv2d):
 
 @cache
 def check_model(name: str) -> None:
-    """Refuse a name that is not in `MODELS` and not a spec, without drawing random numbers.
+    """Check the name or spec of a network without drawing random numbers.
 
     Raises:
-        ValueError: the name is unknown, or the spec has a fault.
+        ValueError: the name is unknown or the spec is wrong.
     """
     if name not in MODELS and " " not in name:
         known = f"choose one of {', '.join(MODELS)}"

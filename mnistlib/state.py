@@ -1,4 +1,4 @@
-"""Everything that changes during training, in parts that each have a state dict."""
+"""The training state, in parts that each have a state dict."""
 
 import copy
 from typing import Any
@@ -15,12 +15,13 @@ from .sampler import Sampler
 class WeightAverage:
     """Exponential moving average of a network's weights and BatchNorm statistics.
 
-    Source: B. Polyak and A. Juditsky, SIAM J. Control Optim. 30 (1992) 838-855. torch's
-    AveragedModel looks through all modules at each update, a tenth of a small network's step.
+    Source: B. Polyak and A. Juditsky, SIAM J. Control Optim. 30 (1992) 838-855.
+    torch's AveragedModel walks through all modules at each update, which would take a tenth of a
+    small network's step.
 
     Args:
-        model: the network under training; with a decay of 0 it is its own average.
-        decay: per step.
+        model: the network in training; with a decay of 0 it serves as its own average.
+        decay: decay per step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -36,37 +37,37 @@ class WeightAverage:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average and the number of updates; nothing if there is no average."""
+        """Return the average and the number of updates; an empty dict without averaging."""
         return {"steps": self.steps, "weights": self.model.state_dict()} if self.decay else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the average whose state it was."""
+        """Restore the average and the number of updates."""
         if self.decay:
             self.steps = state["steps"]
             self.model.load_state_dict(state["weights"])
 
 
 class RandomState:
-    """Random numbers of a run: those that dropout draws on its device, and augmentation's own."""
+    """Random numbers of a run: torch's own on its device, and a generator for augmentation."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # draws where it is used: numbers from the host would have to be waited for
+        # on the device, because numbers from the host would have to be waited for
         self.augmentation = torch.Generator(device).manual_seed(seed + 2**31)
         self.device: Any = torch if device.type == "cpu" else torch.get_device_module(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state of both sources."""
+        """Return the state of both generators."""
         device, own = self.device.get_rng_state(), self.augmentation.get_state()
         return {"device": device, "augmentation": own}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set both sources to where they were."""
+        """Restore the state of both generators."""
         self.device.set_rng_state(state["device"])
         self.augmentation.set_state(state["augmentation"])
 
 
 class Progress:
-    """How far a run has come, and what it has measured on the way."""
+    """Finished steps of a run, and what was measured in them."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.step = 0  # finished steps of the whole run
@@ -77,7 +78,7 @@ class Progress:
         self.evals: list[list[float]] = []  # step, validation error in percent
 
     def record(self, loss: Tensor, correct: Tensor) -> None:
-        """Note loss and correct predictions of a step; they stay on the device, nothing waits."""
+        """Store loss and number of correct predictions of a step; both stay on the device."""
         self.loss[self.step], self.correct[self.step] = loss, correct
         self.step += 1
 
@@ -87,19 +88,19 @@ class Progress:
         return {"loss": self.loss[: self.step].tolist(), "eval_step": steps, "eval_error": errors}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it, without the steps to come."""
+        """Return everything, losses and correct predictions of the finished steps only."""
         taken = {"loss": self.loss[: self.step], "correct": self.correct[: self.step]}
         return vars(self) | taken
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where a run was."""
+        """Restore the progress of a run."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.history, self.evals = list(state["history"]), list(state["evals"])
         self.loss[: self.step], self.correct[: self.step] = state["loss"], state["correct"]
 
 
 class TrainingState:
-    """The parts of a run; what none of them holds follows from the Config and the digits.
+    """All parts of a run that change; the rest follows from the Config and the digits.
 
     The initial weights are drawn from torch's random state.
     """
@@ -118,10 +119,10 @@ class TrainingState:
         self.progress = Progress(steps, device)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each part by its name; tensors are shared, not copied."""
+        """Return the state of each part by name; tensors are shared, not copied."""
         return {name: part.state_dict() for name, part in vars(self).items()}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Give each part its state back: the run goes on to the same bits."""
+        """Restore each part, so that the run continues to the same bits."""
         for name, part in vars(self).items():
             part.load_state_dict(state[name])

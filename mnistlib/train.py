@@ -1,4 +1,4 @@
-"""The training loop: OneCycleLR on tensors in memory, one table row per epoch."""
+"""The training loop, on tensors in memory."""
 
 import copy
 import math
@@ -34,32 +34,32 @@ ROW = (
 
 @dataclass(repr=False)
 class Run:
-    """A training run: its Config, what it measured, and the network."""
+    """A training run: its Config, its measurements, and the network."""
 
     config: Config
     source: str
     """data source: `mnist` or `sample`"""
     model: nn.Module
-    """the averaged weights where the recipe averages, else the last; on the CPU, in eval mode"""
+    """with averaged weights if the Config averages, else with the last; on the CPU, in eval mode"""
     history: list[dict[str, float]]
-    """a dict per epoch: epoch, train_loss, val_loss, train_acc, val_acc (percent), lr, seconds"""
+    """one dict per epoch: epoch, train_loss, val_loss, train_acc, val_acc (percent), lr, seconds"""
     curve: dict[str, list[float]]
-    """per step: `loss`, `lr`; at the steps in `eval_step` the validation `eval_error` (percent)"""
+    """`loss` and `lr` of each step; validation `eval_error` in percent at the steps `eval_step`"""
     seconds: float
-    """training time, the evaluations the loop makes included"""
+    """training time, including the evaluations of the loop"""
     n_val: int
     """validation images"""
     checkpoint: Path | None
-    """the latest checkpoint; None if the run ended before the first"""
+    """the latest checkpoint; None if none was saved"""
     versions: dict[str, str]
-    """of torch, numpy, Python and platform, with the device and the number of CPU threads; results
-    are bit-equal only where all but the threads are"""
+    """of torch, numpy, Python and platform, the device and the number of CPU threads; where all but
+    this number are equal, so is every bit of the result"""
     signal: int = 0
-    """number of the signal that interrupted it, SIGINT or SIGTERM; 0: it ran to its end"""
+    """number of the signal that interrupted the run, SIGINT or SIGTERM; 0: not interrupted"""
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was stopped before its end."""
+        """Whether a signal ended the run early."""
         return self.signal != 0
 
     @property
@@ -70,7 +70,7 @@ class Run:
     def __repr__(self) -> str:
         """Describe the result in one line."""
         done = f"after {len(self.history)} of {self.config.epochs} epochs"
-        result = f"trained {done}, nothing validated"
+        result = f"trained {done}, not validated"
         if self.history and not math.isnan(error := 100 - self.history[-1]["val_acc"]):
             result = f"{error:.2f} % error on {self.n_val:,} validation images {done}"
         marks = {" of the embedded SAMPLE": self.source == "sample", ", INTERRUPTED": self.signal}
@@ -91,23 +91,23 @@ def train(
 ) -> Run:
     """Train a network and return the Run.
 
-    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint; resumed from there, or
-    from any other step, it goes on to the same bits.
+    Ctrl-C and SIGTERM stop it after the current step and save a checkpoint. A run that is resumed
+    from a checkpoint gives the same bits as an uninterrupted one.
 
     Args:
-        config: what to train.
-        digits: what to train it on.
-        resume: a checkpoint of the same run, or its folder; of a finished run, nothing is trained.
-        folder: where checkpoints go; by default one of the run's own below `runs_folder()`.
-        eval_every: evaluate every so many steps, too (0: only at the end of an epoch; None: only
-            at the end of the run).
+        config: network and settings.
+        digits: data.
+        resume: a checkpoint of the same run, or its folder; a finished run is returned as it is.
+        folder: folder of the checkpoints; by default the run's own below `runs_folder()`.
+        eval_every: validate also after every so many steps; 0: only after each epoch; None: only
+            after the last epoch.
         save: write a checkpoint after each epoch.
-        verbose: print a table row per epoch, and on a terminal the steps in between.
+        verbose: print a table row per epoch, and a progress bar on a terminal.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or of another run, or none can be saved.
-        ConfigError: the device is not here.
-        DatasetError: the split needs writers that are not known.
+        CheckpointError: the checkpoint is damaged or belongs to another run, or cannot be saved.
+        ConfigError: the device is not available.
+        DatasetError: the split needs the writers, which are unknown.
         TrainingError: the loss or a weight is no longer finite.
     """
     device = pick_device(config.device)
@@ -117,7 +117,7 @@ def train(
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
     per_epoch = config.steps_per_epoch(len(train_ids))
     total = config.epochs * per_epoch
-    # an accelerator works in parallel by itself
+    # threads only pay on a CPU
     threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     about = versions() | {"device": device.type, "threads": str(threads)}
     with run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
@@ -133,7 +133,7 @@ def train(
             began = time.perf_counter() - progress.seconds
             order = train_ids[state.sampler.sample_epoch()].to(device)
             batches = order.split(config.batch_size)[progress.step % per_epoch :]
-            # disable=None: a bar of the steps on a terminal, and nowhere else
+            # disable=None: shown on a terminal only
             for ids in tqdm(batches, leave=False, disable=None if verbose else True):
                 batch = images.index_select(0, ids)  # as images[ids], in a thirtieth of the time
                 train_step(state, slices, config, batch, labels[ids].long())
@@ -150,7 +150,7 @@ def train(
                 state.sampler.end_epoch()
                 progress.history.append(epoch_row(state, config, per_epoch, seen))
                 if verbose:
-                    shown = ROW.format(**progress.history[-1])  # nan: nothing was validated
+                    shown = ROW.format(**progress.history[-1])  # nan: not validated
                     print(shown.replace("nan%", "   -").replace("nan", "  -"), flush=True)
             if save:
                 content = checkpoint_content(state, config, digits)
@@ -174,7 +174,7 @@ def train_step(
     state: TrainingState, slices: Slices, config: Config, images: Tensor, labels: Tensor
 ) -> None:
     """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)` int64."""
-    if config.augmentation:  # drawn for the whole batch, however it is cut then
+    if config.augmentation:  # random numbers for the whole batch, whatever the slices
         draw = state.random.augmentation
         images = augment(images.float() / 255, **config.augmentation, generator=draw)
     each = "none" if config.focus or config.slices > 1 else "mean"
@@ -189,31 +189,27 @@ def train_step(
 
 
 def check_finite(state: TrainingState, config: Config) -> None:
-    """Stop a run whose loss or weights are no longer finite, naming the first such step.
-
-    Raises:
-        TrainingError: so they are.
-    """
+    """Raise TrainingError if a loss or a weight is not finite; the message names the step."""
     losses = state.progress.loss[: state.progress.step]
     bad = (~losses.isfinite()).nonzero().flatten()
     tensors = [*state.model.state_dict().values(), *state.average.model.state_dict().values()]
     if len(bad) or not all(v.isfinite().all() for v in tensors):
-        # the last update may break the weights unseen
+        # the last update may break the weights without a loss that shows it
         what, step = ("loss is", int(bad[0]) + 1) if len(bad) else ("weights are", len(losses))
         raise TrainingError(
             f"the {what} not finite at step {step} of {len(state.progress.loss)}; the likely cause "
             f"is too high a learning rate (max_lr is {config.max_lr:g}): try a tenth of it. The "
-            "checkpoints of earlier epochs are as they were"
+            "checkpoints of earlier epochs are unchanged"
         )
 
 
 def epoch_row(
     state: TrainingState, config: Config, steps: int, seen: Evaluation | None
 ) -> dict[str, float]:
-    """Return the history row of the epoch that just ended; nan where nothing was validated."""
+    """Return the history row of the epoch that just ended; nan if it was not validated."""
     progress, n = state.progress, state.sampler.size
     sizes = torch.full((steps,), float(config.batch_size), device=progress.loss.device)
-    sizes[-1] = n - (steps - 1) * config.batch_size  # so that every image counts alike
+    sizes[-1] = n - (steps - 1) * config.batch_size  # so that every image has the same weight
     taken = slice(progress.step - steps, progress.step)
     return {
         "epoch": progress.step // steps,
@@ -227,7 +223,7 @@ def epoch_row(
 
 
 def checkpoint_content(state: TrainingState, config: Config, digits: Digits) -> dict[str, Any]:
-    """Return what a checkpoint holds: the reference's promises, and what resuming needs."""
+    """Return the content of a checkpoint: what the reference promises and what resuming needs."""
     progress, network, test = state.progress, state.average.model, math.nan
     ended = progress.step == len(progress.loss)
     if config.split == "none" and ended and digits.test:

@@ -312,7 +312,7 @@ def test_the_released_checkpoint_of_a_recipe_is_found_or_its_absence_said(tmp_pa
         path.touch()
         assert released_checkpoint(recipe) == path
     assert released_checkpoint().parent.name == "best"
-    with pytest.raises(CheckpointError, match="no released checkpoint of 'sprint' is here; name"):
+    with pytest.raises(CheckpointError, match="no released checkpoint of 'sprint'; name a file"):
         released_checkpoint("sprint")
 
 
@@ -387,7 +387,7 @@ def test_a_checkpoint_is_the_latest_itself_and_is_not_read_for_it(tmp_path):
 
 def test_a_folder_without_a_whole_checkpoint_is_an_error(tmp_path, config, tiny_digits, capsys):
     (tmp_path / "mnist_model_20260101_000000_accNA.pth").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from; begin the run anew"):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from; start the run again"):
         train(config, tiny_digits, tmp_path)
     assert "WARNING" in capsys.readouterr().err
 

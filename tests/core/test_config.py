@@ -96,7 +96,7 @@ def test_a_refusal_names_the_field_the_value_and_what_is_allowed(name, value, al
 def test_an_unknown_recipe_or_setting_is_refused_with_the_choices():
     with pytest.raises(ConfigError, match=r"^recipe is 'quick'.* one of " + ", ".join(RECIPES)):
         configure("quick")
-    with pytest.raises(ConfigError, match=r"no setting 'epoch'; there are .*epochs"):
+    with pytest.raises(ConfigError, match=r"no setting 'epoch'; choose from .*epochs"):
         configure("fast", epoch=5)
 
 

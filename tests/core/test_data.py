@@ -711,7 +711,7 @@ def test_writers_of_other_digits_are_refused(arrays, qmnist, tmp_path):
     (folder / WRITERS_FILE).write_bytes(qmnist)
     digits = load_mnist(folder)
     digits.train_labels[0] = (digits.train_labels[0] + 1) % 10
-    with pytest.raises(DatasetError, match="belongs to other digits"):
+    with pytest.raises(DatasetError, match="does not belong to these digits"):
         digits.split("writers")
 
 
@@ -736,5 +736,5 @@ def test_writers_are_downloaded_into_the_cache_once(arrays, qmnist, tmp_path, mo
 
 
 def test_nobody_knows_who_wrote_the_sample(sample):
-    with pytest.raises(DatasetError, match="writers of the sample are unknown; split it as random"):
+    with pytest.raises(DatasetError, match="writers of the sample are unknown; use split random"):
         sample.split("writers")

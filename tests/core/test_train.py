@@ -230,7 +230,7 @@ def test_a_run_describes_itself_in_one_line(quick_config, tiny_digits, quick):
     assert repr(run).startswith(f"reference: {text} after 2 of 2 epochs, ")
     assert repr(run).endswith(f", {run.seconds:.0f} s, 13,912 parameters")
     nothing = quick(replace(quick_config, split="none"))
-    assert repr(nothing).startswith("reference: trained after 2 of 2 epochs, nothing validated, ")
+    assert repr(nothing).startswith("reference: trained after 2 of 2 epochs, not validated, ")
     sample = quick(quick_config, digits=replace(tiny_digits, source="sample"))
     assert "epochs of the embedded SAMPLE, " in repr(sample)
     assert "INTERRUPTED" not in repr(run)
