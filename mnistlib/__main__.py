@@ -1,8 +1,8 @@
 """What can a handwritten-digit classifier do on a parameter budget?
 
-Digits come from the folder in MNISTLIB_DATA, else from the cache, else from a download, else from
-an embedded sample of 5,000; runs go to MNISTLIB_RUNS, else to outputs/runs. Exit codes: 0 done,
-1 an error that is explained, 2 a wrong command line, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Digits are read from the folder in MNISTLIB_DATA, else from the cache, else downloaded, else taken
+from an embedded sample of 5,000. Runs go to MNISTLIB_RUNS, else to outputs/runs. Exit codes: 0
+done, 1 error with an explanation, 2 wrong command line, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from .runtime import pick_device
 
 
 def peak_memory_mb() -> float:
-    """Return the largest resident size of this process so far, in MB; 0 where it is unknown."""
+    """Return the peak resident memory of this process so far, in MB; 0 if it is unknown."""
     if sys.platform == "win32":
         return 0.0
     import resource
@@ -39,36 +39,36 @@ def peak_memory_mb() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kB elsewhere
 
 
-AT_START = peak_memory_mb()  # torch is imported, nothing has run
+AT_START = peak_memory_mb()  # after the import of torch, before any work
 
 
 def do_train(args: argparse.Namespace) -> int:
     """Train a network and save its checkpoint.
 
-    A table row is printed per epoch. Ctrl-C or SIGTERM ends it after the step it is in, with a
-    checkpoint that --resume continues. Settings that are not given are the recipe's own.
+    A table row is printed per epoch. Ctrl-C or SIGTERM stops it after the current step and saves a
+    checkpoint, which --resume continues. Settings that are not given are those of the recipe.
 
     Options:
         --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k, else fast
-        --resume CHECKPOINT: continue this run, as it was set; of a run's folder, from the latest
-            checkpoint that is whole
+        --resume CHECKPOINT: continue this run with its own settings; with the folder of a run, from
+            its latest intact checkpoint
         --test: evaluate the final weights on the test set
-        --folder FOLDER: where the checkpoint goes
-        --ledger FOLDER: of the ledger that gets the row
+        --folder FOLDER: folder of the checkpoints
+        --ledger FOLDER: ledger to which the row is added
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
     if args.resume:
         if args.recipe or settings(args):
-            raise ConfigError("--resume goes on with a run as it was set; give no settings with it")
+            raise ConfigError("--resume continues a run with its own settings; give none with it")
         args.resume = latest_checkpoint(args.resume)
         content = mnistlib.load_checkpoint(args.resume)
         config = Config(**content["config"])
         if len(content["history"]) == config.epochs:
-            print(f"{args.resume} is of a run that is finished: nothing is trained or recorded")
+            print(f"{args.resume} belongs to a finished run: nothing is trained or recorded")
             return 0
     else:
         config = mnistlib.configure(args.recipe or "fast", **settings(args))
-    # everything that can be wrong is looked at before digits are loaded
+    # everything that can be wrong is checked before digits are loaded
     pick_device(config.device)
     folder = args.folder or runs_folder()
     try:
@@ -76,16 +76,16 @@ def do_train(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"--folder {folder} cannot be a folder ({error.strerror})") from None
     check_ledger(args.ledger)
-    # the first optimizer makes torch import its compiler, which is most of the memory that follows
+    # the first optimizer makes torch import its compiler, which takes much of the memory
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
     with_optimizer = peak_memory_mb()
     digits = mnistlib.load_mnist(args.data)
-    commit()  # of the code that runs now; files may change before it ends
+    commit()  # cached now, because files may change before the run ends
     run = mnistlib.train(config, digits, args.resume, folder=args.folder)
     peak = peak_memory_mb()
     print(run)
     if run.interrupted:
-        again = f"Go on with: python -m mnistlib train --resume {run.checkpoint}"
+        again = f"Continue with: python -m mnistlib train --resume {run.checkpoint}"
         print(again if run.checkpoint else "Interrupted before the first checkpoint: start again")
         return 128 + run.signal
     test = None
@@ -102,20 +102,19 @@ def do_train(args: argparse.Namespace) -> int:
 def do_sweep(args: argparse.Namespace) -> int:
     """Train a recipe over many seeds, one run per core.
 
-    Each run has one thread and is recorded as it ends. Runs that the ledger has are left out, so
-    the same command continues where it was stopped; a run that was cut off continues from its last
-    epoch.
+    Each run has one thread and is recorded when it ends. Runs that are in the ledger are skipped,
+    so the same command continues a stopped sweep. An interrupted run continues from its last epoch.
 
     Options:
         --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k, else fast
-        --seeds FROM:TO: 0:20 is 0 to 19 [default: 0:5]
-        --ablations N: train instead what notebook 06 compares, each so many epochs long; other
-            settings do not apply
-        --only NAME +: of the ablations, these, e.g. 'as it is' 'no focus'
-        --test: evaluate final weights on the test set
-        --ledger FOLDER: of the ledger that gets the rows
+        --seeds FROM:TO: 0:20 means 0 to 19 [default: 0:5]
+        --ablations N: train the comparisons of notebook 06 instead, N epochs each; other settings
+            do not apply
+        --only NAME +: only these ablations, e.g. 'as it is' 'no hard-example mining'
+        --test: evaluate the final weights on the test set
+        --ledger FOLDER: ledger to which the rows are added
         --curves: validate after each epoch, not only after the last
-        --workers N: processes; 0 is one per core [default: 0]
+        --workers N: number of processes; 0: one per core [default: 0]
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
     from .experiments.sweep import sweep
@@ -131,7 +130,7 @@ def do_sweep(args: argparse.Namespace) -> int:
         every = ablations(args.ablations)
     for name in args.only or ():
         check_allowed("--only", name, tuple(every))
-    # a seed of each before the next seed: wherever it stops, all have as many
+    # ordered by seed, so that all have the same seeds wherever the sweep stops
     configs = [replace(every[k], seed=seed) for seed in args.seeds for k in args.only or every]
     check_allowed("--workers", args.workers, (0, 1024))
     pick_device(configs[0].device)
@@ -142,18 +141,18 @@ def do_sweep(args: argparse.Namespace) -> int:
 def do_bench(args: argparse.Namespace) -> int:
     """Time training, step by step from a conventional loop to the fastest recipe.
 
-    Every step of notebook 08 is timed in turns, the rows are appended to speed.csv; leave the
-    machine alone meanwhile, half an hour on two cores. The accuracy of the steps is measured apart,
-    one seed per core: --ladder trains those that change the recipe, --curves a baseline by the
-    conventional loop, its epochs going to curves.csv.
+    All steps of notebook 08 are timed in turn and the rows are added to speed.csv. The machine must
+    be idle meanwhile, for about half an hour on two cores. Accuracy is measured separately, with
+    one seed per core: --ladder trains the steps that change the recipe, --curves trains a baseline
+    with the conventional loop and adds its epochs to curves.csv.
 
     Options:
-        --repetitions N: of each measure [default: 5]
-        --only TEXT: measure what has this in its name
-        --ladder: train the steps of the staircase
-        --curves BASELINE: reference, keras, pytorch or one-epoch
-        --seeds FROM:TO: of the ladder or the curves [default: 0:1]
-        --ledger FOLDER: of the ledger that gets the rows
+        --repetitions N: rounds of measurement [default: 5]
+        --only TEXT: measure only what has this text in its kind or name
+        --ladder: train the steps instead of timing them
+        --curves BASELINE: train reference, keras, pytorch or one-epoch instead
+        --seeds FROM:TO: seeds for --ladder and --curves [default: 0:1]
+        --ledger FOLDER: ledger to which the rows are added
     """
     check_ledger(args.ledger)
     from .experiments.sweep import sweep
@@ -174,15 +173,15 @@ def do_bench(args: argparse.Namespace) -> int:
 def do_audit(args: argparse.Namespace) -> int:
     """Train a committed run again and compare.
 
-    A run of the committed ledger is chosen at random, trained again with the settings of its row,
-    and every value is compared. Exit code 1 if an accuracy is farther off than another seed's
-    would be.
+    A run is chosen at random from the committed ledger and trained again with the settings of its
+    row; then all values are compared. The exit code is 1 if an accuracy differs by more than it
+    would between two seeds.
 
     Options:
         --recipe NAME: only runs of this recipe as it is now, or the run with this config hash
-        --minutes MINUTES: only runs no longer [default: 10]
-        --pick N: seed of the choice, else another each time
-        --ledger FOLDER: of the ledger, else the committed one
+        --minutes MINUTES: only runs that took no longer [default: 10]
+        --pick N: seed of the random choice; without it, a new choice each time
+        --ledger FOLDER: another ledger
     """
     from .experiments.sweep import audit
 
@@ -195,11 +194,11 @@ def do_evaluate(args: argparse.Namespace) -> int:
     """Evaluate a checkpoint on its validation images and the test set.
 
     Options:
-        checkpoint FILE ?: else the released one
+        checkpoint FILE ?: without it, the released checkpoint of best
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
     path = args.checkpoint or mnistlib.released_checkpoint()
-    mnistlib.load_checkpoint(path)  # a bad file is refused before digits are looked for
+    mnistlib.load_checkpoint(path)  # a bad file is refused before digits are loaded
     print(describe(path, mnistlib.load_mnist(args.data)))
     return 0
 
@@ -208,8 +207,8 @@ def do_predict(args: argparse.Namespace) -> int:
     """Say which digit each picture shows.
 
     Options:
-        images FILE +: PNG, JPEG, ... of a digit
-        --checkpoint FILE: else the released one
+        images FILE +: pictures of one digit each, as PNG, JPEG, ...
+        --checkpoint FILE: without it, the released checkpoint of best
     """
     from .studies.pictures import read_picture
 
@@ -222,16 +221,16 @@ def do_predict(args: argparse.Namespace) -> int:
 
 
 def do_notebooks(args: argparse.Namespace) -> int:
-    """Execute notebooks headless with papermill.
+    """Execute notebooks with papermill and summarise the results.
 
-    They go into a folder of their own under outputs/runs, with checkpoints and figures, and what
-    came out is summarised. A cell that fails ends it with exit code 1.
+    Executed notebooks, checkpoints and figures go into a new folder in outputs/runs. The exit code
+    is 1 if a cell fails.
 
     Options:
-        names NAME *: e.g. 03, else all
+        names NAME *: e.g. 03; without names, all notebooks
         -p,--parameter NAME,VALUE: set a notebook parameter, e.g. -p seed 1
-        --folder FOLDER: below the folder of runs, else the time
-        --in-place: renew the committed notebooks
+        --folder FOLDER: folder inside that of the runs; without it, named by the time
+        --in-place: update the committed notebooks and their figures instead
     """
     for needed in ("papermill", "ipykernel"):
         if importlib.util.find_spec(needed) is None:
@@ -243,7 +242,7 @@ def do_notebooks(args: argparse.Namespace) -> int:
     parameters = {name: read_value(text) for name, text in args.parameter or ()}
     if args.in_place:
         if parameters:
-            raise ConfigError("--in-place runs notebooks as committed; give no parameters")
+            raise ConfigError("--in-place executes notebooks as committed; give no parameters")
         execute_in_place(notebooks)
         return 0
     digits = mnistlib.load_mnist()
@@ -256,7 +255,7 @@ def do_report(args: argparse.Namespace) -> int:
     """Write the ledger's tables into README.md.
 
     Options:
-        --check: only say whether README.md is up to date
+        --check: change nothing, only report whether README.md is up to date
     """
     from .experiments.report import write_report
 
@@ -266,7 +265,7 @@ def do_report(args: argparse.Namespace) -> int:
 
 
 def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
-    """Describe what a folder of executed notebooks holds: the trained networks and all files."""
+    """Describe a folder of executed notebooks: the trained networks and all files."""
     lines = []
     if digits.source == "sample":
         lines = ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
@@ -279,7 +278,7 @@ def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
 
 
 def describe(checkpoint: Path, digits: mnistlib.Digits) -> str:
-    """Evaluate a checkpoint on the validation images of its split and on the test set."""
+    """Describe a checkpoint, evaluated on the validation images of its split and the test set."""
     content, model = mnistlib.load_checkpoint(checkpoint), mnistlib.load_model(checkpoint)
     config, done = Config(**content["config"]), len(content["history"])
     n = sum(p.numel() for p in model.parameters())
@@ -302,12 +301,12 @@ def describe(checkpoint: Path, digits: mnistlib.Digits) -> str:
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
-    """Return the fields of `Config` that the command line gives, as text."""
+    """Return the fields of `Config` that are given on the command line, as text."""
     return {k: v for k, v in vars(args).items() if k in vars(Config()) and v is not None}
 
 
 def read_seeds(text: str) -> range:
-    """Read `0:20`, which is 0 to 19, or `7` for that seed alone."""
+    """Read `0:20` as the seeds 0 to 19, or `7` as that seed alone."""
     if found := re.fullmatch(r"(\d+)(?::(\d+))?", text):
         first, last = int(found[1]), int(found[2] or int(found[1]) + 1)
         if first < last:
@@ -315,18 +314,18 @@ def read_seeds(text: str) -> range:
     raise argparse.ArgumentTypeError(f"{text!r} is not FROM:TO, as in 0:20, which is 0 to 19")
 
 
-# what follows an option, by what its text calls it; else it is text itself
+# type of an option's value by the word in its help; other words mean text
 KINDS = {"FOLDER": Path, "FILE": Path, "N": int, "MINUTES": float, "FROM:TO": read_seeds}
 OPTION = re.compile(r"^ {4}(\S+?)(?: ([A-Z:,]+))?(?: ([*+?]))?: (.+(?:\n {8}.+)*)", re.MULTILINE)
 SETTING = re.compile(r'^ {4}(\w+): (\w+) = .+\n {4}"""([^"]+)"""', re.MULTILINE)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; commands, options and their help are the docstrings above.
+    """Read the command line; commands, options and help texts come from the docstrings above.
 
-    An option is a line `--name KIND: text`. One without a kind is a switch, one without dashes a
-    positional argument; behind the kind stands argparse's `nargs`, where it is not one value. The
-    settings are the fields of `Config`, with the texts under them.
+    An option is a line `--name KIND NARGS: text`. Without a kind it is a switch, without dashes a
+    positional argument; `NARGS` is argparse's, if it is not one value. Settings are the fields of
+    `Config` with the texts below them.
     """
     parser = argparse.ArgumentParser("python -m mnistlib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -351,7 +350,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code; a user's mistake gets a sentence, no traceback."""
+    """Run a command and return the exit code; errors of the package are printed as one sentence."""
     args = parse(arguments)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Runs notebooks headless: parameters checked first, papermill, figures extracted."""
+"""Runs notebooks with papermill: checks parameters, executes, extracts figures."""
 
 import ast
 import base64
@@ -16,16 +16,16 @@ import papermill
 from . import Config, ConfigError, MnistlibError, configure, load_mnist
 from .paths import outputs_folder, runs_folder, write_atomically
 
-NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}  # what may stand for one of a type
-# without the second, a kernel that is interrupted shows a traceback of its own
+NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}  # types accepted for each type
+# at the default log level an interrupted kernel prints its own traceback
 PAPERMILL: dict[str, Any] = {"kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"]}
 
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """Return the notebooks whose file names start with the given ones; all of them without names.
+    """Return the notebooks whose file names start with the given names; without names, all.
 
     Raises:
-        ConfigError: a name fits no notebook.
+        ConfigError: no notebook has such a name.
     """
     known = sorted((outputs_folder().parent / "notebooks").glob("[0-9]*.ipynb"))
     there = ", ".join(p.stem for p in known) or "none: run this in a clone of the repository"
@@ -38,7 +38,7 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
 
 
 def read_value(text: str) -> Any:
-    """Read a parameter's value: None, true, false, a number, else text."""
+    """Read a parameter's value: null, true, false, a Python literal, else text."""
     words = {"null": None, "true": True, "false": False}
     try:
         return words[text] if text in words else ast.literal_eval(text)
@@ -47,11 +47,11 @@ def read_value(text: str) -> Any:
 
 
 def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -> None:
-    """Refuse unknown or impossible parameters before a kernel starts; papermill only warns.
+    """Check parameters before a kernel starts; papermill itself only warns of unknown ones.
 
     Raises:
         ConfigError: no notebook has a parameter of that name, `Config` refuses its value, or the
-            notebook's own value is a number and this one is not.
+            notebook's default is a number and the value is not.
     """
     known: dict[str, Any] = {}
     for path in notebooks:
@@ -72,16 +72,16 @@ def run_notebooks(
 ) -> Path:
     """Execute notebooks into a folder, with their checkpoints and figures; return the folder.
 
-    A notebook gets its name there when its execution has ended, so none is half written.
+    A notebook gets its final name when its execution has ended, so none is half written.
 
     Args:
         notebooks: paths.
         parameters: values for the cells tagged `parameters`, by name.
-        folder: below `runs_folder()`; by default one named by the time.
+        folder: a folder inside `runs_folder()`; by default one named by the time.
 
     Raises:
-        ConfigError: a parameter is unknown or not allowed, or the folder lies elsewhere or cannot
-            be made.
+        ConfigError: a parameter is unknown or not allowed, or the folder is not inside
+            `runs_folder()` or cannot be created.
         MnistlibError: a cell failed or its kernel died; the notebook is in the folder.
     """
     check_parameters(notebooks, parameters)
@@ -90,7 +90,7 @@ def run_notebooks(
     try:
         if top not in target.parents:
             raise NotADirectoryError(0, "it lies elsewhere")
-        # one named by the time must be new: else another process is at work in it
+        # if a folder named by the time exists, another process is using it
         target.mkdir(parents=True, exist_ok=bool(folder))
     except OSError as error:
         what = f"{target} cannot be the folder ({error.strerror})"
@@ -112,7 +112,7 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> Non
         ours = error.ename in {kind.__name__ for kind in MnistlibError.__subclasses__()}
         what = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
         raise MnistlibError(error.evalue if ours else what.splitlines()[0].rstrip(": ")) from None
-    except RuntimeError as error:  # the kernel did not start, or died, as where memory is short
+    except RuntimeError as error:  # the kernel did not start, or died, e.g. for lack of memory
         raise MnistlibError(f"{notebook.name} was given up: {error}") from None
     finally:
         if part.exists():
@@ -121,7 +121,7 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> Non
 
 
 def extract_figures(notebook: Path, folder: Path) -> None:
-    """Write each picture of an executed notebook to `folder` as a PNG, and remove earlier ones."""
+    """Write each figure of an executed notebook to `folder` as a PNG and remove earlier ones."""
     for old in folder.glob(f"{notebook.stem}-*.png"):
         old.unlink()
     cells = nbformat.read(notebook, as_version=4).cells
@@ -132,7 +132,7 @@ def extract_figures(notebook: Path, folder: Path) -> None:
 
 
 def clean_notebook(notebook: Path) -> None:
-    """Take out what differs from run to run: papermill's traces, timings, machine's versions."""
+    """Remove metadata that differs from run to run: papermill's, timings, versions."""
     content = nbformat.read(notebook, as_version=4)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     content.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -142,12 +142,12 @@ def clean_notebook(notebook: Path) -> None:
 
 
 def execute_in_place(notebooks: Sequence[Path]) -> None:
-    """Execute the committed notebooks anew, clean them and extract their figures.
+    """Execute the committed notebooks again, clean them and extract their figures.
 
-    If one of them fails, all stay as they are.
+    If one of them fails, none is changed.
 
     Raises:
-        ConfigError: only the embedded sample is here; committed outputs need the full MNIST.
+        ConfigError: only the embedded sample is available.
         MnistlibError: as for `run_notebooks`.
     """
     if load_mnist().source != "mnist":

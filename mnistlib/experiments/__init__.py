@@ -1,1 +1,1 @@
-"""Many runs: the ledger that keeps them, sweeps, statistics and the tables of the README."""
+"""Many runs: the ledger, sweeps, statistics and the tables of the README."""

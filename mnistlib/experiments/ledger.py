@@ -1,4 +1,4 @@
-"""The ledger: a record per finished run, and the CSV tables that are collected from them."""
+"""The ledger: one record per finished run, and the CSV tables collected from the records."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from ..paths import outputs_folder, runs_folder, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-# what a row says is written down in outputs/README.md
+# explained in outputs/README.md
 COLUMNS = (
     "recipe", "config_hash", "seed", "source", "split", "model", "parameters",
     "multiply_accumulates", "epochs", "n_val", "val_accuracy", "val_loss", "train_accuracy",
@@ -31,9 +31,9 @@ EPOCH_COLUMNS = (
     "seconds",
 )  # fmt: skip
 MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
-# in the order in which they are written: a run that `runs` has must be whole in the others
+# in the order of writing: a run in `runs` must already be complete in the others
 TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
-# columns that may differ where the same run was made by another process, machine or engine
+# columns that may differ between the same run in another process or on another machine
 HOST_COLUMNS = (
     "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
     "finished",
@@ -51,15 +51,15 @@ def record(
 ) -> dict[str, Any]:
     """Write the record of a finished run, `run.json` in the run's own folder; return its row.
 
-    The file holds the row of `runs.csv`, those of `history.csv`, and which test images were
-    misclassified. It is written whole or not at all, and replaces an earlier one of the same run.
+    The file holds the row of `runs.csv`, the rows of `history.csv`, and the positions of the
+    misclassified test images. It is written atomically and replaces an earlier one of the run.
 
     Args:
-        run: the run; interrupted ones are refused.
-        test: its final weights on the test set, where they were evaluated.
+        run: a finished run.
+        test: evaluation of its final weights on the test set, if there was one.
         folder: the ledger's folder; by default `runs_folder()`, which git ignores.
-        memory_mb: peak resident size that the process added above `import torch`, in MB.
-        optimizer_mb: how much of it the mere making of a torch optimizer adds.
+        memory_mb: peak resident memory of the process beyond that after `import torch`, in MB.
+        optimizer_mb: the part of it that creating the first torch optimizer adds.
 
     Raises:
         LedgerError: the folder cannot be written to.
@@ -97,7 +97,7 @@ def record(
         "history": [key | {k: round(v, 8) for k, v in epoch.items()} for epoch in run.history],
         "wrong": test and test.wrong,
     }
-    # JSON has no nan: null stands for what was not measured
+    # JSON has no nan: null means not measured
     content = json.loads(json.dumps(content), parse_constant=lambda nan: None)
     path = (folder or runs_folder()) / run.config.run_name(run.source) / "run.json"
     _write(path, json.dumps(content, indent=1))
@@ -105,15 +105,15 @@ def record(
 
 
 def collect(folder: Path | None = None) -> None:
-    """Bring the tables of a ledger up to date with the records in its folder.
+    """Update the tables of a ledger from the records in its folder.
 
-    Rows that are there keep their order and text; new ones follow in the order in which their runs
-    finished. Where table and record both have a run, the table counts, except that a row without
-    test figures gives way to a record with them. Records stay where they are, so whatever other
-    processes write meanwhile, the next call finds all runs.
+    Existing rows keep their order and text; new ones follow in the order in which their runs
+    finished. If table and record both have a run, the table counts, except that a record with test
+    results replaces a row without them. Records are not removed, so the next call finds all runs,
+    whatever other processes write meanwhile.
 
     Raises:
-        LedgerError: a table or a record is not one, or the folder cannot be written to.
+        LedgerError: a table or a record is damaged, or the folder cannot be written to.
     """
     folder = folder or runs_folder()
     for name, rows in _with_records(folder).items():
@@ -124,47 +124,47 @@ def collect(folder: Path | None = None) -> None:
 
 
 def check_ledger(folder: Path | None = None) -> None:
-    """Refuse, before anything is trained, a ledger that its runs could not be written to.
+    """Check, before anything is trained, that a ledger can be read and written.
 
     Raises:
-        LedgerError: a table or a record is not one, or the folder cannot be written to.
+        LedgerError: a table or a record is damaged, or the folder cannot be written to.
     """
     folder = folder or runs_folder()
     _write(folder / ".writable", "")
-    (folder / ".writable").unlink(missing_ok=True)  # a check beside this one may have been quicker
+    (folder / ".writable").unlink(missing_ok=True)  # another process may have removed it
     _with_records(folder)
 
 
 def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, int]]:
-    """Return config hash and seed of each run of a ledger; with `test`, of those with test figures.
+    """Return config hash and seed of each run in a ledger; with `test`, only of those tested.
 
     Raises:
-        LedgerError: a table or a record is not one.
+        LedgerError: a table or a record is damaged.
     """
     rows = _with_records(folder or runs_folder(), ("runs",))["runs"]
     return {(r["config_hash"], int(r["seed"])) for r in rows if not test or _tested(r)}
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a table that is not collected from records; it is made if it is not there.
+    """Append rows to a table that is not collected from records; a missing one is created.
 
     Raises:
-        LedgerError: the file is no table with these columns, or cannot be written.
+        LedgerError: the file has other columns, is no table, or cannot be written.
     """
     _write(path, _text(columns, [*_read_table(path, columns), *rows]))
 
 
 def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
-    """Return a table of the ledger: its rows in their order, then those of records not collected.
+    """Return a table of the ledger, with the rows of records that are not yet collected at its end.
 
     Args:
         name: `runs`, `history`, `misread`, or another CSV file of the folder.
-        folder: the ledger's folder; by default that of the committed one.
+        folder: the ledger's folder; by default that of the committed ledger.
 
     Raises:
-        LedgerError: there is no such table, or it has no rows, or it is not one.
+        LedgerError: the table is missing, empty or damaged.
     """
-    import pandas as pd  # not at the top: whoever trains one network does not need it
+    import pandas as pd  # here, because training one network does not need it
 
     path = (folder or outputs_folder() / "results") / f"{name}.csv"
     known = name in TABLES
@@ -176,14 +176,14 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
 
 
 def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
-    """Return a table sorted and without columns of time and host: equal whoever made the runs."""
+    """Return a table, sorted and without columns of time and host, to compare runs of two hosts."""
     table = read_results(name, folder).drop(columns=list(HOST_COLUMNS), errors="ignore")
     by = [column for column in ("config_hash", "seed", "epoch") if column in table]
     return table.sort_values(by, ignore_index=True)
 
 
 def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
-    """Return the runs of a Config, whatever their seeds, devices and threads."""
+    """Return the runs of a Config with any seed, device and number of threads."""
     runs = read_results(folder=folder)
     made = set(zip(runs["seed"], runs["source"], strict=True))
     wanted = {replace(config, seed=seed).hash(source) for seed, source in made}
@@ -191,12 +191,12 @@ def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
 
 
 def images_seen(row: "pd.Series") -> int:
-    """Return how many training images a run of the ledger saw, repetitions counted."""
+    """Return how many training images a run of the ledger used, counting repetitions."""
     return int(row["epochs"]) * (json.loads(row["config"])["epoch_images"] or 60_000 - row["n_val"])
 
 
 def whole_seconds(timings: "pd.DataFrame") -> "pd.Series":
-    """Return what the whole training takes, evaluations on the way included, of rows of `speed`."""
+    """Return the seconds of whole trainings, evaluations included, from rows of `speed`."""
     pace = timings["seconds"] / timings["images"]
     evaluating = timings["evaluation_seconds"].fillna(0) * timings["evaluations"]
     return pace * timings["whole_images"] + evaluating
@@ -204,9 +204,9 @@ def whole_seconds(timings: "pd.DataFrame") -> "pd.Series":
 
 @cache
 def commit() -> str:
-    """Return the short commit of the checkout, `+` behind it if files differ; empty if unknown.
+    """Return the short commit of the clone, with `+` if files differ; empty if unknown.
 
-    It is asked once a process, and by those who train before they do: the code may change later.
+    It is cached, and read before training starts, because files may change during a run.
     """
     ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     here = Path(__file__).parent
@@ -217,7 +217,7 @@ def commit() -> str:
 
 
 def _with_records(folder: Path, names: Sequence[str] = tuple(TABLES)) -> dict[str, Rows]:
-    """Return the rows of tables by name, those of records included."""
+    """Return the rows of tables by name, including those of records."""
     tables: dict[str, dict[tuple[str, str], Rows]] = {name: {} for name in names}
     for name, runs in tables.items():
         for row in _read_table(folder / f"{name}.csv", TABLES[name]):
@@ -238,10 +238,10 @@ def _tested(row: Mapping[str, Any]) -> bool:
 
 
 def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
-    """Return the rows of a table as text; none where there is no file.
+    """Return the rows of a table as text; a missing file has none.
 
     Raises:
-        LedgerError: the file is no table, or one of other columns than those given.
+        LedgerError: the file is no table or has other columns.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -262,7 +262,7 @@ def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
 
 
 def _read_record(path: Path) -> dict[str, Rows]:
-    """Return the rows that a record has for each table, as text.
+    """Return the rows of a record for each table, as text.
 
     Raises:
         LedgerError: the file is not the record of a run.
@@ -278,7 +278,7 @@ def _read_record(path: Path) -> dict[str, Rows]:
             return found
     except (OSError, ValueError, LookupError, TypeError):
         pass
-    raise LedgerError(f"{path} is not the record of a run; remove it to have the run trained again")
+    raise LedgerError(f"{path} is not the record of a run; remove it and train the run again")
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -290,7 +290,7 @@ def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file of the ledger whole or not at all.
+    """Write a file of the ledger atomically.
 
     Raises:
         LedgerError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The README's generated blocks: tables that no hand has typed."""
+"""The tables of the README, generated from the ledger."""
 
 from pathlib import Path
 

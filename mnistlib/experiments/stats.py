@@ -1,4 +1,4 @@
-"""What may be concluded from runs: intervals, comparisons, how many seeds a claim needs."""
+"""Statistics of runs: intervals, comparisons, and how many seeds a claim needs."""
 
 import math
 import warnings
@@ -13,22 +13,22 @@ import scipy  # its statistics are loaded when they are first used
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """How much larger one mean is than another, with the ends of a 95 % interval."""
+    """Difference of two means, with the ends of its 95 % interval."""
 
     difference: float
     low: float
     high: float
     seeds: str
-    """how many, e.g. `8 paired seeds`"""
+    """number of seeds, e.g. `8 paired seeds`"""
     unit: str = "points"
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def __repr__(self) -> str:
-        """Say it as a sentence that can be quoted."""
+        """Give difference, interval and n in a sentence that can be quoted."""
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}, n = {self.seeds}"
         verdict = "" if self.decided else "; no difference is shown"
         return f"{self.difference:+.3f} {self.unit} ({interval}){verdict}"
@@ -37,8 +37,8 @@ class Comparison:
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean of a sample and the ends of its t interval, in the unit of the values.
 
-    Over seeds this says how well their mean is known; that the images were drawn, too, is not in
-    it. Source: "Student", Biometrika 6 (1908) 1-25.
+    For values over seeds it covers the random seeds, not the random choice of the images. Source:
+    "Student", Biometrika 6 (1908) 1-25.
 
     Raises:
         ValueError: there are fewer than two values.
@@ -48,23 +48,23 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def compare(a: Sequence[float], b: Sequence[float], unit: str = "points") -> Comparison:
-    """Compare the mean of `b` with that of `a`, seeds unrelated; positive where `b` is larger.
+    """Compare the mean of `b` with that of `a`, seeds not paired; positive if `b` is larger.
 
-    Their spreads are taken apart. Source: B. L. Welch, Biometrika 34 (1947) 28-35.
+    Standard deviations may differ. Source: B. L. Welch, Biometrika 34 (1947) 28-35.
 
     Raises:
-        ValueError: a sample has fewer than two values, or neither has any spread.
+        ValueError: a sample has fewer than two values, or all values of each sample are equal.
     """
     low, high = _ends(scipy.stats.ttest_ind, b, a, equal_var=False)
     if len({*a}) == len({*b}) == 1:
-        raise ValueError("neither sample has any spread, so nothing is known of their noise")
+        raise ValueError("all values of each sample are equal, so their noise is unknown")
     return Comparison(fmean(b) - fmean(a), low, high, f"{len(a)} and {len(b)} seeds", unit)
 
 
 def compare_paired(a: Sequence[float], b: Sequence[float], unit: str = "points") -> Comparison:
-    """Compare `b` with `a`, value by value of the same seed; positive where `b` is larger.
+    """Compare `b` with `a`, paired by seed; positive if `b` is larger.
 
-    What both runs of a seed share drops out. Source of the interval: as of `mean_interval`.
+    What both runs of a seed have in common cancels. The interval is that of `mean_interval`.
 
     Raises:
         ValueError: the samples differ in length or have fewer than two values.
@@ -78,22 +78,21 @@ def compare_paired(a: Sequence[float], b: Sequence[float], unit: str = "points")
 def _ends(
     test: Callable[..., Any], *samples: Sequence[float], confidence: float = 0.95, **options: Any
 ) -> tuple[float, float]:
-    """Return the ends of the confidence interval of a t-test of scipy's."""
+    """Return the ends of the confidence interval of one of scipy's t-tests."""
     if min(map(len, samples)) < 2:
         n = " and ".join(str(len(sample)) for sample in reversed(samples))
         raise ValueError(f"an interval needs two values or more, here are {n}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values, which seeds may have
+        warnings.simplefilter("ignore", RuntimeWarning)  # seeds may have equal values
         found = test(*samples, **options).confidence_interval(confidence)
     return float(found.low), float(found.high)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p-values of many questions, by name, corrected so that all verdicts hold together.
+    """Correct the p-values of many comparisons, by name, by Holm's method; the smallest first.
 
-    The smallest first. At a level of 5 %, no question without an effect is decided in nineteen
-    families of twenty, however the questions depend on each other. Source: S. Holm, Scand. J.
-    Statist. 6 (1979) 65-70.
+    At a level of 5 % the chance of even one false finding among them is at most 5 %, however the
+    comparisons depend on each other. Source: S. Holm, Scand. J. Statist. 6 (1979) 65-70.
     """
     corrected, bound = {}, 0.0
     for k, name in enumerate(sorted(p, key=p.__getitem__)):
@@ -103,9 +102,9 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def predicted_spread(error: float, n: int) -> float:
-    """Standard deviation over seeds to be expected of an error in percent on `n` images, points.
+    """Predicted standard deviation over seeds, in points, of an error in percent on `n` images.
 
-    sqrt(error / 2n), errors as a share: half of what drawing that many errors at random would give.
+    sqrt(error / 2n) with the error as a share: half the variance of that many errors at random.
     Source: K. Jordan, "Calibrated chaos", arXiv 2304.01910 (2023), for networks whose ensembles
     are calibrated.
     """
@@ -113,28 +112,28 @@ def predicted_spread(error: float, n: int) -> float:
 
 
 def detection_power(gain: float, sd: float, n: int, paired: bool = False) -> float:
-    """Chance that a two-sided t-test at 5 % finds a true gain with `n` seeds per arm.
+    """Probability that a two-sided t-test at 5 % finds a true gain with `n` seeds per group.
 
     Args:
         gain: true difference of the means, in the unit of `sd`.
-        sd: over seeds, of each arm; of the differences if they are paired.
-        n: seeds per arm, or pairs.
+        sd: standard deviation over seeds in each group; of the differences if they are paired.
+        n: seeds per group, or pairs.
         paired: one sample of differences instead of two samples.
 
-    Source: J. Cohen, Statistical Power Analysis (1988), chapter 2, by the noncentral t.
+    Source: J. Cohen, Statistical Power Analysis (1988), chapter 2, with the noncentral t.
     """
     freedom = n - 1 if paired else 2 * (n - 1)
     shift = gain / (sd * math.sqrt((1 if paired else 2) / n))
     bound = scipy.stats.t.ppf(0.975, freedom)
-    # the lower tail as the upper one of the mirror image: nct.cdf is nan there for large shifts
+    # the lower tail as the upper one of -shift, because nct.cdf is nan for large shifts
     return sum(float(scipy.stats.nct.sf(bound, freedom, side)) for side in (shift, -shift))
 
 
 def seeds_needed(gain: float, sd: float, power: float = 0.8, paired: bool = False) -> int:
-    """Return the least number of seeds per arm with which a gain is found so often.
+    """Return the smallest number of seeds per group that finds a gain with probability `power`.
 
     Raises:
-        ValueError: the gain is not above 0, so that no number is enough.
+        ValueError: the gain is not above 0.
     """
     if gain <= 0:
         raise ValueError(f"the gain is {gain:g}, but it must be above 0")
@@ -143,7 +142,7 @@ def seeds_needed(gain: float, sd: float, power: float = 0.8, paired: bool = Fals
 
 
 def smallest_gain(sd: float, n: int, power: float = 0.8, paired: bool = False) -> float:
-    """Return the least true gain that `n` seeds per arm find so often, in the unit of `sd`."""
+    """Return the smallest gain, in the unit of `sd`, that `n` seeds per group find that often."""
 
     def excess(gain: float) -> float:
         return detection_power(gain, sd, n, paired) - power

@@ -1,4 +1,4 @@
-"""Many runs side by side, each once, whatever stops them; and committed runs made again."""
+"""Many runs in parallel, resumed after any interruption, and audits of committed runs."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from ..paths import runs_folder
 from .ledger import check_ledger, collect, commit, finished, read_results, record, runs_for
 from .stats import predicted_spread
 
-# Times that a run may begin in a sweep. Were it four, Dask would give up a run that kills its
-# workers before we do, and joblib 1.6 does not notice that: it would wait for ever
+# How often a run may start in a sweep. With four, Dask would give up a run that kills its workers
+# before we do; joblib 1.6 does not notice that and would wait forever
 MAX_ATTEMPTS = 3
-# Random numbers and torch's threads are a process's, so the threads of a worker take turns
+# Random state and torch's threads belong to the process, so a worker's threads take turns
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -41,30 +41,29 @@ def sweep(
     curves: bool = False,
     workers: int = 0,
 ) -> tuple[int, int]:
-    """Train each Config that the ledger lacks and record it; return the runs done and failed.
+    """Train and record each Config that is not in the ledger; return the runs done and failed.
 
-    Each run is recorded as it ends, and the tables are collected at the end. Whatever stops the
-    sweep, the same call again does the rest: runs that were in flight go on from the checkpoint of
-    their last epoch, to the same bits; those of a killed worker do so by themselves, in a new one.
-    Two cores train more images a second as two runs of one thread than as one run of two (notebook
-    08).
+    Each run is recorded when it ends; the tables are collected at the end. If the sweep is stopped,
+    the same call again does the rest: unfinished runs continue from the checkpoint of their last
+    epoch, to the same bits. Runs of a killed worker are restarted within the sweep. Two runs on one
+    thread each train more images a second than one run on two threads (notebook 08).
 
-    joblib shares out the runs: in `with joblib.parallel_config(backend="dask"):` they go to the
-    workers of a Dask cluster, which must see the ledger's folder.
+    joblib distributes the runs. Inside `with joblib.parallel_config(backend="dask"):` they go to
+    the workers of a Dask cluster, which must have access to the ledger's folder.
 
     Args:
         configs: the runs; each gets one thread unless its `threads` says otherwise.
         ledger: folder of the ledger; by default `runs_folder()`.
         data: as for `load_mnist`; each worker loads it once.
-        test: evaluate the final weights of each run on the test set; a run that the ledger has
-            without test figures is trained again.
-        curves: evaluate the validation images after every epoch, not only after the last.
-        workers: processes; 0: one per core. A cluster has its own number.
+        test: evaluate the final weights of each run on the test set; a run without test results in
+            the ledger is trained again.
+        curves: validate after every epoch, not only after the last.
+        workers: number of processes; 0: one per core. A cluster has its own number.
 
     Raises:
         DatasetError: the digits are missing or damaged.
-        KeyboardInterrupt: on Ctrl-C, after the workers were ended.
-        LedgerError: the ledger is not one, or cannot be written to.
+        KeyboardInterrupt: Ctrl-C was pressed; the workers have ended.
+        LedgerError: the ledger is damaged or cannot be written to.
     """
     folder = (ledger or runs_folder()).absolute()
     check_ledger(folder)
@@ -85,7 +84,7 @@ def sweep(
     try:
         while left and rounds < MAX_ATTEMPTS + 2:
             rounds += 1
-            # a killed worker takes the others with it: whose fault it was is found one by one
+            # a killed worker ends the others too, so the runs that it ended are tried one by one
             lost = [config for config in left if starts(config).exists()]
             n = 2 if lost else min(workers or cpu_count(), len(left))
             pool = Parallel(n, pre_dispatch=1 if lost else "n_jobs", **how)
@@ -94,7 +93,7 @@ def sweep(
                 with closing(pool(jobs)) as ended:
                     for config, said, fails in ended:
                         if not said:
-                            continue  # its worker was asked to end; the next round has it again
+                            continue  # its worker was told to end; tried again in the next round
                         left.remove(config)
                         failed, rounds, n = failed + fails, 0, total - len(left)
                         rest = (time.time() - began) / n * len(left) / 60
@@ -104,7 +103,7 @@ def sweep(
             except BrokenExecutor:
                 print(f"a worker was killed, {len(left)} runs are left", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"interrupted, {len(left)} of {total} runs are left; the same command goes on")
+        print(f"interrupted, {len(left)} of {total} runs are left; the same command continues")
         raise
     for config in left:
         print(f"FAILED: {config.recipe} seed {config.seed}: its worker was killed", file=sys.stderr)
@@ -116,13 +115,13 @@ _digits = cache(load_mnist)
 
 
 def _serve(sweep_process: int) -> None:
-    """Leave Ctrl-C to the process of the sweep, which ends its workers, and do not outlive it."""
+    """Set up a worker: ignore Ctrl-C, which the sweep handles, and exit when the sweep does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == sweep_process:
             time.sleep(1)
-        os._exit(1)  # what was in flight goes on from its checkpoint in the next sweep
+        os._exit(1)  # an unfinished run continues from its checkpoint in the next sweep
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -130,15 +129,15 @@ def _serve(sweep_process: int) -> None:
 def _train_one(
     config: Config, starts: Path, folder: Path, data: str, test: bool, curves: bool, sweep: int
 ) -> tuple[Config, str, bool]:
-    """Train, evaluate and record a run in a worker; return it, what to say, and if it failed.
+    """Train, evaluate and record a run in a worker; return it, a message, and whether it failed.
 
-    There is nothing to say where the worker was asked to end. The file `starts`, in the folder of
-    the checkpoint, has a line for each time that the run began in this sweep, the process in which
-    it did; `sweep` is the sweep's process.
+    The message is empty if the worker was told to end. The file `starts`, in the folder of the
+    checkpoints, has one line, the process id, for each start of the run in this sweep; `sweep` is
+    the id of the sweep's process.
     """
     try:
         with ONE_AT_A_TIME:
-            commit()  # what runs now; files may change before this process ends
+            commit()  # cached now, because files may change before the run ends
             own = starts.parent
             own.mkdir(parents=True, exist_ok=True)
             with starts.open("a") as file:
@@ -159,42 +158,42 @@ def _train_one(
             record(replace(run, checkpoint=None), seen, folder)
             shutil.rmtree(own, ignore_errors=True)
             return config, str(run), False
-    except Exception as error:  # of any kind: the other runs go on
+    except Exception as error:  # of any kind: the other runs continue
         return config, str(error) if isinstance(error, MnistlibError) else repr(error), True
 
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """A run of the ledger and the same run made again."""
+    """A run of the ledger and its repetition."""
 
     name: str
     figures: dict[str, tuple[float, float]]
-    """by column of the ledger, the figure there and the one found now"""
+    """by column of the ledger: the value there and the new one"""
     tolerance: float
-    """points by which accuracies may differ where bits do"""
+    """points by which accuracies may differ if the bits do"""
     same_ground: bool
-    """whether torch and the platform are those of the row"""
+    """whether torch and the platform are the same as in the row"""
 
     @property
     def equal(self) -> bool:
-        """Whether all figures agree to the last digit."""
+        """Whether all values agree to the last digit."""
         return all(a == b for a, b in self.figures.values())
 
     @property
     def passed(self) -> bool:
-        """Whether all figures are equal, or all accuracies within the tolerance."""
+        """Whether all values are equal, or all accuracies within the tolerance."""
         points = [abs(a - b) for k, (a, b) in self.figures.items() if k.endswith("accuracy")]
         return self.equal or all(p <= self.tolerance for p in points)
 
     def __repr__(self) -> str:
-        """Say what was compared and what came out."""
+        """List the values compared and the verdict."""
         lines = [
             f"{k:14} {a:11.6f} in the ledger, {b:11.6f} now" for k, (a, b) in self.figures.items()
         ]
-        why = "though" if self.same_ground else "as torch or the platform is another, and"
+        why = "but" if self.same_ground else "because torch or the platform differs;"
         verdict = (
             f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
-            f"{self.tolerance:.2f} points, which is four times the spread of a difference of seeds"
+            f"{self.tolerance:.2f} points, four standard deviations of a difference of two seeds"
         )
         return "\n".join([self.name, *lines, "equal to the last digit" if self.equal else verdict])
 
@@ -205,23 +204,23 @@ def audit(
     minutes: float = 10.0,
     pick: int | None = None,
 ) -> Audit:
-    """Choose a committed run at random, train it again and return what agrees.
+    """Choose a committed run at random, train it again and compare.
 
-    On the same machine and torch all figures should be equal, if the code between the row's commit
-    and this one rounds alike; elsewhere the run is another draw.
+    With the same machine and torch all values should be equal, unless the code has changed its
+    rounding since the row's commit. Elsewhere the run is another random draw.
 
     Args:
-        folder: of the ledger; by default the committed one.
+        folder: the ledger's folder; by default that of the committed ledger.
         recipe: only runs of this recipe as it is now, or the run with this config hash.
         minutes: only runs that took no longer.
-        pick: seed of the choice; None: another one each time.
+        pick: seed of the random choice; None: a new choice each time.
 
     Raises:
-        LedgerError: there is no such run, or no ledger.
+        LedgerError: there is no ledger, or no such run in it.
     """
     runs = read_results(folder=folder)
     usable = (runs["source"] == "mnist") & (runs["device"] == "cpu")
-    usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # without any there is no accuracy
+    usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # else there is no accuracy to compare
     usable &= runs["seconds"] <= 60 * minutes
     if recipe in RECIPES:
         usable &= runs["config_hash"].isin(runs_for(RECIPES[recipe], folder)["config_hash"])
@@ -247,6 +246,6 @@ def audit(
     return Audit(
         name=name,
         figures={c: (float(row[c]), again[c]) for c in compared if again[c] is not None},
-        tolerance=4 * 2**0.5 * spread,  # of a difference, whose spread is greater by sqrt(2)
+        tolerance=4 * 2**0.5 * spread,  # of a difference, whose sd is larger by sqrt(2)
         same_ground=all(again[c] == row[c] for c in ("torch", "platform")),
     )

@@ -1,4 +1,4 @@
-"""Notebook 11 and the command `predict`: pictures of one's own, brought into MNIST's form."""
+"""The command `predict` and notebook 11: the reader's own pictures in MNIST's format."""
 
 from pathlib import Path
 
@@ -11,21 +11,21 @@ from .. import DatasetError
 
 
 def read_picture(path: str | Path) -> Tensor:
-    """Bring a picture of one digit into MNIST's form: `(1, 28, 28)` uint8, light on dark.
+    """Convert a picture of one digit to MNIST's format: `(1, 28, 28)` uint8, light on dark.
 
-    As in MNIST, the ink is scaled to fit 20x20 pixels and its centre of mass put in the middle
-    (Y. LeCun et al., Proc. IEEE 86 (1998) 2278-2324). A dark digit on a light ground is inverted;
-    a 28x28 picture is taken as it is but for that.
+    As in MNIST, the ink is scaled to fit 20x20 pixels and its centre of mass is moved to the middle
+    (Y. LeCun et al., Proc. IEEE 86 (1998) 2278-2324). A dark digit on a light background is
+    inverted. A 28x28 picture is not scaled or moved.
 
     Raises:
-        DatasetError: the file is no picture, or nothing is drawn on it.
+        DatasetError: the file is no picture, or shows no digit.
     """
     try:
         with Image.open(path) as file:
             if file.width * file.height > 50_000_000:
                 raise DatasetError(f"{path} has over 50 million pixels; make it smaller")
             ink = ImageOps.exif_transpose(file).convert("RGBA")  # photos are often stored sideways
-            ground = Image.new("RGBA", ink.size, "white")  # where the picture is transparent
+            ground = Image.new("RGBA", ink.size, "white")  # behind transparent pixels
             pixels = np.asarray(Image.alpha_composite(ground, ink).convert("L"), np.float32)
     except DatasetError:
         raise
@@ -36,14 +36,14 @@ def read_picture(path: str | Path) -> Tensor:
     if np.median(border) > 127:
         pixels = 255 - pixels
     if pixels.max() - np.median(pixels) < 32:
-        raise DatasetError(f"{path} shows no digit: nothing stands out from the ground")
+        raise DatasetError(f"{path} shows no digit: nothing stands out from the background")
     if pixels.shape != (28, 28):
         pixels = _centre(pixels)
     return torch.from_numpy(pixels.round().astype(np.uint8)).unsqueeze(0)  # (1, 28, 28)
 
 
 def _centre(pixels: np.ndarray) -> np.ndarray:
-    """Crop to the ink, scale it to fit 20x20 and put its centre of mass into the middle."""
+    """Crop to the ink, scale it to fit 20x20 and move its centre of mass to the middle."""
     low, high = float(np.median(pixels)), float(pixels.max())
     ink = Image.fromarray((((pixels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8))
     ink = ink.crop(ink.point(lambda value: 255 * (value > 64)).getbbox())

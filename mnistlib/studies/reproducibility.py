@@ -1,4 +1,4 @@
-"""Notebook 09: a training killed and resumed, or repeated in another process, on top of itself."""
+"""Notebook 09: trainings that are killed and resumed, or repeated in another process."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from torch import nn
 from .. import Config, Run, load_checkpoint
 from ..plots import REFERENCE, TRAIN, VALIDATION, figure, note
 
-# nothing but torch, numpy and the core is imported when the training begins
+# when training starts, only torch, numpy and the core are imported
 SCRIPT = """
 {first}
 from mnistlib import Config, load_mnist, train
@@ -25,22 +25,22 @@ print(digest(model))
 
 
 def digest(model: nn.Module) -> str:
-    """Return the SHA-256 over all tensors of a network: the same only if every bit is."""
+    """Return the SHA-256 over all tensors of a network; equal only if every bit is equal."""
     tensors = model.state_dict().values()
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def train_and_kill(config: Config, folder: Path, epochs: int) -> int:
-    """Train in another process, kill it when so many epochs are saved; return the last saved step.
+    """Train in another process, kill it after `epochs` saved epochs, return the last saved step.
 
     Args:
-        config: what to train.
-        folder: of the checkpoints, empty.
+        config: network and settings.
+        folder: an empty folder for the checkpoints.
         epochs: fewer than the Config's.
     """
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items()]
     command = [sys.executable, "-m", "mnistlib", "train", f"--folder={folder}", *settings]
-    saved: set[Path] = set()  # a checkpoint stays for two epochs, then it is pruned
+    saved: set[Path] = set()  # each checkpoint stays for two epochs
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
         while job.poll() is None and len(saved) < epochs:
             time.sleep(0.02)
@@ -51,12 +51,12 @@ def train_and_kill(config: Config, folder: Path, epochs: int) -> int:
 
 
 def train_in_new_process(config: Config, first: str = "", **environment: str) -> str:
-    """Train in a fresh interpreter; return the digest of the network, or what went wrong.
+    """Train in a new interpreter; return the digest of the network, or the error output.
 
     Args:
-        config: what to train.
-        first: Python code that runs before anything is imported.
-        environment: variables of the process, beside those of this one.
+        config: network and settings.
+        first: Python code that runs before any import.
+        environment: environment variables in addition to those of this process.
     """
     script = SCRIPT.format(first=first, settings=asdict(config))
     command = [sys.executable, "-W", "ignore", "-c", script]
@@ -65,14 +65,14 @@ def train_in_new_process(config: Config, first: str = "", **environment: str) ->
 
 
 def overlay_resumed(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> None:
-    """Draw a run that was resumed on top of one that never stopped, and their difference below.
+    """Draw the loss of a resumed run over that of an uninterrupted one, with their difference.
 
     Args:
         whole: the uninterrupted run.
-        resumed: the other one, its curve as long.
-        step: the one after which it was resumed.
+        resumed: the resumed run, of the same length.
+        step: last step before the interruption.
         title: the finding.
-        subtitle: what the runs are.
+        subtitle: a description of the runs.
     """
     difference = np.subtract(resumed.curve["loss"], whole.curve["loss"])
     steps = np.arange(1, len(difference) + 1)
@@ -91,5 +91,5 @@ def overlay_resumed(whole: Run, resumed: Run, step: int, title: str, subtitle: s
             note(top, text, place, color=color, xycoords="axes fraction", ha="right", fontsize=9)
         bottom.plot(steps, difference, color=VALIDATION)
         bottom.set(ylabel="difference", xlabel="step")
-        if not difference.any():  # else matplotlib makes up a scale
+        if not difference.any():  # a scale for a constant zero
             bottom.set(yticks=[0], ylim=(-1, 1))

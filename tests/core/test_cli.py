@@ -341,7 +341,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
         assert main(["train", *QUICK]) == code
     checkpoint = sorted(runs_folder.rglob("*.pth"))[-1]
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said == f"Go on with: python -m mnistlib train --resume {checkpoint}"
+    assert said == f"Continue with: python -m mnistlib train --resume {checkpoint}"
     assert not (runs_folder / "runs.csv").exists()
     assert main(["train", "--resume", str(checkpoint.parent)]) == 0
     (resumed,) = runs_folder.rglob("*.pth")
@@ -369,7 +369,7 @@ def test_resuming_a_finished_run_records_nothing_and_says_that_it_is_finished(
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert (out.count("\n"), err) == (1, "")
-    assert "is of a run that is finished: nothing is trained or recorded" in out
+    assert "belongs to a finished run: nothing is trained or recorded" in out
     assert files(desk) == before
     assert not runs_folder.exists()
 

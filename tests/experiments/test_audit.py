@@ -57,7 +57,7 @@ def test_a_row_changed_in_its_last_digit_is_not_equal(ledger, column):
     found = sweep.audit(ledger)
     assert not found.equal
     assert found.passed  # no farther off than another seed
-    assert "not the same bits, though accuracies lie within" in repr(found)
+    assert "not the same bits, but accuracies lie within" in repr(found)
 
 
 def test_a_false_accuracy_exits_with_1(ledger, capsys):
@@ -72,7 +72,7 @@ def test_a_false_accuracy_exits_with_1(ledger, capsys):
 def test_another_torch_is_said(ledger):
     falsify(ledger, "torch", lambda values: ["1.0"] * len(values))
     falsify(ledger, "val_loss", lambda values: values + 1e-6)
-    assert "as torch or the platform is another" in repr(sweep.audit(ledger))
+    assert "because torch or the platform differs; accuracies" in repr(sweep.audit(ledger))
 
 
 def test_only_the_recipe_asked_for_is_chosen(ledger):

@@ -248,7 +248,7 @@ def test_a_sweep_in_one_process_ends_at_a_signal_and_goes_on_later(
     steps = count_steps(monkeypatch, lambda n: n == 18 and signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
         here(three, tmp_path)
-    assert "interrupted, 1 of 2 runs are left; the same command goes on" in capsys.readouterr().out
+    assert "1 of 2 runs are left; the same command continues" in capsys.readouterr().out
     assert len(read_results(folder=tmp_path)) == 1
     assert here(three, tmp_path) == (1, 0)
     assert len(steps) == 24  # none is taken twice
