@@ -89,7 +89,7 @@ def compare_with_first(
     pairs = {n: first.align(o, join="inner") for n, o in zip([*results][1:], others, strict=True)}
     pairs = {name: pair for name, pair in pairs.items() if len(pair[0]) >= least}
     p = {name: scipy.stats.ttest_rel(*pair).pvalue for name, pair in pairs.items()}
-    changes = {name: compare_paired(*pair, unit) for name, pair in pairs.items()}
+    changes = {name: compare_paired([*a], [*b], unit) for name, (a, b) in pairs.items()}
     return changes, pd.Series(holm(p), name="p, Holm-corrected")
 
 

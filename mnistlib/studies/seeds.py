@@ -38,8 +38,8 @@ def seed_histogram(
             mean = float(np.mean(values))
             x = np.linspace(mean - 3.5 * predicted[name], mean + 3.5 * predicted[name], 200)
             ax.plot(x, len(values) * step * norm.pdf(x, mean, predicted[name]), color=color)
-            place = {"xycoords": "axes fraction", "color": color, "va": "top"}
-            note(ax, f"{name}\nmean {mean:.2f} %\nsd {sd:.3f}", (0.02, 0.97), **place)
+            text, place = f"{name}\nmean {mean:.2f} %\nsd {sd:.3f}", (0.02, 0.97)
+            note(ax, text, place, xycoords="axes fraction", color=color, va="top")
             ax.set_ylabel("seeds")
             ax.yaxis.get_major_locator().set_params(integer=True)
 
