@@ -55,7 +55,6 @@ def keep_freed_memory() -> Iterator[None]:
     gets fresh pages, at the cost of about a thousand page faults, a tenth to a quarter of its time.
     """
     threshold, trim = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    usual = 128 * 1024  # default of both, see mallopt(3)
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(threshold, 1 << 25)  # the maximum
@@ -66,8 +65,9 @@ def keep_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(threshold, usual)
-        libc.mallopt(trim, usual)
+        # glibc raises both as blocks are freed, until they are set: then never again. Set back to
+        # where they begin, they would leave the process slower than it was, so to where they end
+        libc.mallopt(trim, 1 << 26)
         libc.malloc_trim(0)
 
 

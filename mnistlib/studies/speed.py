@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from timeit import timeit
@@ -35,6 +37,7 @@ COLUMNS = (
 CURVE_COLUMNS = (
     "name", "seed", "epoch", "val_accuracy", "seconds", "parameters", "threads", "torch", "commit",
 )  # fmt: skip
+LABEL = "{kind}: {name}"  # of a measure
 IMAGES_PER_TIMING = 12_800  # of a piece of training that stands for the whole
 WARMUP_STEPS = 10  # before a clock starts
 Timing = tuple[float, float]
@@ -216,6 +219,12 @@ def measures(digits: Digits) -> Iterator[Measure]:
     for n in counts:
         row = {"kind": "matmul", "name": f"{n} threads", "images": 20, "threads": n}
         yield row | {"multiply_accumulates": 1024**3}, partial(time_matmul, n)
+    tutorial = partial(time_tutorial_loop, options=LoopOptions())
+    for name in ("keras", "pytorch"):
+        yield entry("peer", name, BASELINES[name], tutorial)
+    # an epoch with its evaluation stands for the twenty
+    more = {"images": n_train, "evaluations": reference.config.epochs}
+    yield entry("run", "conventional", reference, partial(tutorial, images=0), **more)
     for name, (base, options) in LOOP_STEPS.items():
         timer = partial(time_tutorial_loop, options=options)
         yield entry("step", name, reference, timer, base=base)
@@ -224,9 +233,6 @@ def measures(digits: Digits) -> Iterator[Measure]:
     for name, config in ours.items():
         yield entry("step", name, training_setup(config), time_our_loop, base=base)
         base = name
-    for name in ("keras", "pytorch"):
-        timer = partial(time_tutorial_loop, options=LoopOptions())
-        yield entry("peer", name, BASELINES[name], timer)
     for name, n in (("one run, one process", 1), ("two runs side by side", 2)):
         more = {"images": n * IMAGES_PER_TIMING, "threads": 1, "processes": n}
         yield entry("pair", name, reference, partial(time_side_by_side, processes=n), **more)
@@ -242,20 +248,17 @@ def measures(digits: Digits) -> Iterator[Measure]:
         whole = config.epochs * config.epoch_images
         timer = partial(time_our_loop, images=0)
         yield entry("run", name, training_setup(config), timer, images=whole)
-    # an epoch with its evaluation stands for the twenty
-    timer = partial(time_tutorial_loop, options=LoopOptions(), images=0)
-    more = {"images": n_train, "evaluations": reference.config.epochs}
-    yield entry("run", "conventional", reference, timer, **more)
 
 
 def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
-    """Time everything in turns and append the rows to `speed.csv`; return its path.
+    """Time everything in rounds and append the rows to `speed.csv`; return its path.
 
-    Repetitions go round all measures, so that a machine that slows down slows all of them.
+    A round goes through all measures, so that a machine that slows down slows all of them. Each has
+    a new process: how ours uses memory would change the loops that are timed after it.
 
     Args:
         folder: of the ledger; by default `runs_folder()`.
-        repetitions: of each measure.
+        repetitions: of each measure, the rounds.
         only: measure only what has this text in its kind or name.
 
     Raises:
@@ -263,23 +266,35 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
         LedgerError: `speed.csv` is another table, or cannot be written.
     """
     path = (folder or runs_folder()) / "speed.csv"
-    label = "{kind}: {name}"
-    chosen = [m for m in measures(load_mnist("mnist")) if only in label.format(**m[0])]
-    if not chosen or repetitions < 1:
+    if repetitions < 1 or not _chosen(only):
         raise ConfigError(f"no measure has {only!r} in its name, or repetitions is below 1")
     append_rows(path, COLUMNS, [])  # another table is refused before the work
     common = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "evaluations": 0}
     common |= {"threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
     common |= {"torch": str(torch.__version__), "commit": commit()}
     for repetition in range(1, repetitions + 1):
-        for about, measure in chosen:
-            seconds, evaluation = measure()
-            row = common | about | {"repetition": repetition, "seconds": round(seconds, 4)}
-            row["evaluation_seconds"] = round(evaluation, 4) or None
-            append_rows(path, COLUMNS, [row])
-            what = f"{repetition} of {repetitions}  {label.format(**row)}"
-            print(f"{what}, {seconds:.2f} s", flush=True)
+        in_new_process(_round, path, common | {"repetition": repetition}, only)
     return path
+
+
+def in_new_process(work: Callable, *arguments: Any) -> None:
+    """Call a function in a new process and wait for its end."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(work, *arguments).result()
+
+
+def _round(path: Path, common: dict[str, Any], only: str) -> None:
+    torch.set_num_threads(common["threads"])
+    for about, measure in _chosen(only):
+        seconds, evaluation = measure()
+        row = common | about | {"seconds": round(seconds, 4)}
+        row["evaluation_seconds"] = round(evaluation, 4) or None
+        append_rows(path, COLUMNS, [row])
+        print(f"round {row['repetition']}  {LABEL.format(**row)}, {seconds:.2f} s", flush=True)
+
+
+def _chosen(only: str) -> list[Measure]:
+    return [m for m in measures(load_mnist("mnist")) if only in LABEL.format(**m[0])]
 
 
 def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:

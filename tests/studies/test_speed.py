@@ -242,6 +242,7 @@ def two_measures(monkeypatch, tiny_digits):
     two = [(a, lambda: (1.5, 0.5)), (b, lambda: (9.0, 0.0))]
     monkeypatch.setattr(speed, "measures", lambda digits: iter(two))
     monkeypatch.setattr(speed, "load_mnist", lambda source: tiny_digits)
+    monkeypatch.setattr(speed, "in_new_process", lambda work, *arguments: work(*arguments))
 
 
 def test_rows_go_round_the_measures_and_say_what_was_timed(tmp_path, two_measures):
