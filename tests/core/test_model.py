@@ -130,7 +130,9 @@ def wrong_pixels() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", list(wrong_pixels()))
 def test_pixels_that_are_not_raw_are_refused_in_evaluation_by_every_network(name, kind):
     model = build(name).eval()
-    with pytest.raises(ValueError, match=r"^the pixels go from \S+ to \S+, but .*0 to 1; give"):
+    with pytest.raises(
+        ValueError, match=r"^the pixels go from \S+ to \S+, but .*0 to 1; do not normalise"
+    ):
         model(wrong_pixels()[kind])
 
 

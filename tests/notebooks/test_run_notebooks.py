@@ -151,9 +151,9 @@ def test_parameters_that_can_be_are_accepted(notebook, parameters):
 
 
 def test_a_parameter_of_one_of_several_notebooks_is_known(notebook, notebooks):
-    other = write(notebooks / "02_other.ipynb", new_code_cell("dropout = 0.1"))
+    other = write(notebooks / "02_other.ipynb", new_code_cell("max_lr = 0.1"))
     without = write(notebooks / "03_none.ipynb", new_code_cell("x = 1"), tags=())
-    check_parameters([notebook, other, without], {"dropout": 0.2})
+    check_parameters([notebook, other, without], {"max_lr": 0.2})
     with pytest.raises(ConfigError, match="there are none"):
         check_parameters([without], {"x": 2})
 
