@@ -23,7 +23,7 @@ TRAIN, VALIDATION, REFERENCE, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
 
 
 def log_axis(axis: Axis) -> None:
-    """Make an axis logarithmic, with ticks that read as numbers."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
     side = "x" if axis is axis.axes.xaxis else "y"
     axis.axes.set(**{f"{side}scale": "log"})
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -43,7 +43,7 @@ def figure(
         size: width and height in inches.
         grid: of the axes, as `matplotlib.pyplot.subplots` takes it.
     """
-    # loads the backend now: within the style, the settings it makes would be undone at the end
+    # loads the backend now: settings that it makes within the style context would be undone
     plt.draw_if_interactive()
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(figsize=size, squeeze=False, **grid)
@@ -56,12 +56,12 @@ def figure(
 def note(
     ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float] = (0, 0), **style: Any
 ) -> None:
-    """Write a short text at a place `xy`, moved from there by an offset in points."""
+    """Write a short text at `xy`, moved by an offset in points."""
     ax.annotate(text, xy, offset, textcoords="offset points", **{"fontsize": 8, **style})
 
 
 def show_digit(ax: Axes, image: Tensor, caption: str = "") -> None:
-    """Draw one image `(1, 28, 28)` or `(28, 28)` without axes, under its caption."""
+    """Draw one image `(1, 28, 28)` or `(28, 28)` without axes, with a caption above it."""
     ax.imshow(image.squeeze().cpu().numpy(), cmap="gray_r")
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -70,7 +70,7 @@ def show_digit(ax: Axes, image: Tensor, caption: str = "") -> None:
 
 
 def digits(images: Tensor, labels: Tensor, title: str, captions: Sequence[str] = ()) -> None:
-    """Draw images `(N, 1, 28, 28)` in rows of ten, each under its label or caption."""
+    """Draw images `(N, 1, 28, 28)` in rows of ten, with their labels or captions above them."""
     rows = math.ceil(len(images) / 10)
     captions = captions or [str(int(label)) for label in labels]
     with figure(title, size=(7, 0.25 + 0.88 * rows), nrows=rows, ncols=10) as (_, axes):
@@ -81,7 +81,7 @@ def digits(images: Tensor, labels: Tensor, title: str, captions: Sequence[str] =
 
 
 def bars(values: dict[str, float], title: str, label: str, highlight: str = "") -> None:
-    """Draw named values as horizontal bars, each with its number; one may be highlighted."""
+    """Draw named values as horizontal bars with their numbers; one may be highlighted."""
     with figure(title, size=(7, 0.7 + 0.32 * len(values))) as (_, (ax,)):
         colors = [VALIDATION if name == highlight else TRAIN for name in values]
         drawn = ax.barh(list(values), list(values.values()), color=colors, height=0.65)
@@ -107,7 +107,7 @@ def onecycle(run: Run, title: str) -> None:
     points |= {h["epoch"] * per_epoch: 100 - h["val_acc"] for h in run.history}
     x, y = zip(*sorted(points.items()), strict=True)
     logs = np.pad(np.log(np.maximum(run.curve["loss"], 1e-12)), (24, 0), mode="edge")
-    smooth = np.exp(np.convolve(logs, np.full(25, 1 / 25), mode="valid"))  # as the axis is
+    smooth = np.exp(np.convolve(logs, np.full(25, 1 / 25), mode="valid"))  # geometric mean
     where = "validation images" + (" of the embedded sample" if run.source == "sample" else "")
     with figure(title, _about(run), size=(7, 5), nrows=3, sharex=True) as (_, axes):
         rate, loss, error = axes
@@ -165,7 +165,16 @@ def lines(
     log: bool = False,
     subtitle: str = "",
 ) -> None:
-    """Draw named curves over the same `x`, each labelled at its end; `labels` are of x and y."""
+    """Draw named curves over the same `x`, each labelled at its end.
+
+    Args:
+        x: shared; a curve may be shorter.
+        curves: values by name.
+        title: the finding.
+        labels: of the x and the y axis.
+        log: make the y axis logarithmic.
+        subtitle: what is shown, with n.
+    """
     with figure(title, subtitle, size=(7, 2.9)) as (_, (ax,)):
         for name, values in curves.items():
             (line,) = ax.plot(x[: len(values)], values, "o-" if len(values) < 30 else "-", ms=3)
@@ -178,16 +187,16 @@ def lines(
 
 
 def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:
-    """Draw how often each digit `(N,)` was read as which other `(N,)`; right answers are left out.
+    """Draw a confusion matrix of labels and predictions `(N,)` without its diagonal.
 
-    A confusion matrix of an accurate classifier is all diagonal; without it the errors show.
+    With an accurate classifier the diagonal would hide the errors.
     """
-    import seaborn  # a second to load, for this figure alone
+    import seaborn  # takes a second to load and only this figure needs it
 
     pairs = 10 * labels.long() + predictions.long()
     wrong = pairs.bincount(minlength=100).view(10, 10).fill_diagonal_(0).numpy()
     with figure(title, f"{wrong.sum()} errors of n = {len(labels):,}", size=(7, 4)) as (_, (ax,)):
         look = {"cmap": "OrRd", "linewidths": 0.5, "linecolor": "#e6e6e6", "square": True}
         seaborn.heatmap(wrong, annot=wrong, fmt="d", mask=wrong == 0, cbar=False, ax=ax, **look)
-        ax.set(xlabel="read as", ylabel="digit")
+        ax.set(xlabel="predicted", ylabel="label")
         ax.grid(False)
