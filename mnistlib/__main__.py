@@ -49,7 +49,7 @@ def do_train(args: argparse.Namespace) -> int:
     checkpoint, which --resume continues. Settings that are not given are those of the recipe.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k, else fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it, fast
         --resume CHECKPOINT: continue this run with its own settings; with the folder of a run, from
             its latest intact checkpoint
         --test: evaluate the final weights on the test set
@@ -106,7 +106,7 @@ def do_sweep(args: argparse.Namespace) -> int:
     so the same command continues a stopped sweep. An interrupted run continues from its last epoch.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k, else fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it, fast
         --seeds FROM:TO: 0:20 means 0 to 19 [default: 0:5]
         --ablations N: train the comparisons of notebook 06 instead, N epochs each; other settings
             do not apply

@@ -70,7 +70,7 @@ class Config:
     """hard-example mining: share of an epoch taken by the images with the largest loss when last
     seen; needs epoch-images below the number of training images"""
     ema_decay: float = _setting(0.0, 0.0, 0.999999)
-    """decay per step of the averaged weights, which are then evaluated; 0: no averaging"""
+    """decay per step of the averaged weights, which are evaluated if there are any; 0: none"""
     split: str = _setting("random", "random", "last", "writers", "none")
     """validation images: random or last (10,000 of 60,000), writers (about 10,000, all by writers
     who are not in the training set), none (train on all images)"""
@@ -131,7 +131,7 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def run_name(self, source: str) -> str:
-        """Return the folder name of the run: `sample-` if on the sample, recipe, hash and seed."""
+        """Return the folder name, such as `best-21989fa6-seed0`, after `sample-` on the sample."""
         mark = "" if source == "mnist" else f"{source}-"
         return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 

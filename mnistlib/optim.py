@@ -60,7 +60,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
 
 
 def learning_rate(scheduler: LRScheduler) -> float:
-    """Return the current learning rate; linear annealing passes zero after the last step."""
+    """Return the current learning rate, at least zero; linear annealing would end below it."""
     return max(0.0, float(scheduler.get_last_lr()[0]))
 
 

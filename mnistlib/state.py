@@ -51,7 +51,7 @@ class RandomState:
     """Random numbers of a run: torch's own on its device, and a generator for augmentation."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # on the device, because numbers from the host would have to be waited for
+        # on the device, because waiting for numbers from the host takes time
         self.augmentation = torch.Generator(device).manual_seed(seed + 2**31)
         self.device: Any = torch if device.type == "cpu" else torch.get_device_module(device)
 

@@ -155,7 +155,7 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
-    """Return a table of the ledger, with the rows of records that are not yet collected at its end.
+    """Return a table of the ledger, followed by the rows of records that are not yet collected.
 
     Args:
         name: `runs`, `history`, `misread`, or another CSV file of the folder.

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- {} begin: written by `python -m mnistlib report` -->", "<!-- 
 
 
 def headline(folder: Path | None = None) -> str:
-    """Return the README's headline table, a row per recipe, from the committed ledger."""
+    """Return the README's table of results, one row for each recipe, from the committed ledger."""
     lines = [
         "| recipe | network | parameters | training images seen | seeds | "
         "validation accuracy, mean [95 %] | test accuracy, mean [95 %] | sd |",
@@ -27,7 +27,7 @@ def headline(folder: Path | None = None) -> str:
         row = rows.iloc[0]
         val = _mean_interval(rows["val_accuracy"]) if row["n_val"] else "none held out"
         test = _mean_interval(rows["test_accuracy"])
-        sd = rows["test_accuracy"].std()  # nan for one seed, or where none was evaluated
+        sd = rows["test_accuracy"].std()  # nan for one seed, or if none was evaluated
         lines.append(
             f"| `{recipe}` | {row['model']} | {row['parameters']:,} | {images_seen(row):,} | "
             f"{len(rows)} | {val} | {test} | {'' if pd.isna(sd) else f'{sd:.3f}'} |"
@@ -36,11 +36,11 @@ def headline(folder: Path | None = None) -> str:
 
 
 def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
-    """Return seconds of whole trainings and how many times the conventional loop's they are.
+    """Return the seconds of whole trainings and how many times as fast as the conventional loop.
 
-    A row per round of the last session and training: `name`, `repetition`, `seconds`, `ratio`.
-    `sprint`, which ends at 99.0 %, is set against the conventional loop's first epoch there, median
-    over the seeds of the recipe `reference`; ratios are within a round.
+    One row for each training and round of the last session: `name`, `repetition`, `threads`,
+    `seconds`, `ratio` within the round. `sprint`, which ends at 99.0 %, is compared with the
+    conventional loop up to its first epoch at 99.0 %, median over the seeds of `reference`.
     """
     rows = read_results("speed", folder)
     rows = rows[(rows["kind"] == "run") & (rows["go"] == rows["go"].max())]
@@ -55,7 +55,7 @@ def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
 
 
 def speed(folder: Path | None = None) -> str:
-    """Return the README's table of training times, beside the conventional loop's."""
+    """Return the README's table of training times."""
     trainings = dict(list(speed_ratios(folder).groupby("name")))
     lines = [
         "| training | threads | rounds | seconds, median (range) | about as many times as fast "
@@ -79,7 +79,7 @@ def speed(folder: Path | None = None) -> str:
 
 
 def promises(folder: Path | None = None) -> str:
-    """Return the README's table of the reference's promises beside the committed runs."""
+    """Return the README's table of the reference's promises and the committed runs."""
     published = read_results("published", folder)["val_acc"]
     rows = runs_for(RECIPES["reference"], folder)
     history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
@@ -102,7 +102,7 @@ def promises(folder: Path | None = None) -> str:
 
 
 def summary_sentence(recipe: str, folder: Path | None = None) -> str:
-    """Say in a sentence what the committed runs of a recipe reach at their last epoch.
+    """Describe the last epoch of a recipe's committed runs in a sentence.
 
     Raises:
         ConfigError: there is no such recipe.
@@ -123,10 +123,10 @@ def summary_sentence(recipe: str, folder: Path | None = None) -> str:
 
 
 def write_report(check: bool = False, readme: Path | None = None) -> bool:
-    """Renew the generated blocks of the README; return whether they were out of date.
+    """Update the generated blocks of the README; return whether they were out of date.
 
     Raises:
-        LedgerError: the ledger lacks a table, or the README is not there, or not with the marks.
+        LedgerError: a table of the ledger, the README or its marks are missing.
     """
     readme = readme or outputs_folder().parent / "README.md"
     if not readme.is_file():
@@ -152,7 +152,7 @@ def _mean_range(values: pd.Series) -> str:
 
 
 def _mean_interval(values: pd.Series) -> str:
-    """Say the mean with its 95 % interval over seeds (Student's t)."""
+    """Return the mean with its 95 % interval over seeds (Student's t) as text."""
     if values.isna().any():
         return "not evaluated"
     if len(values) == 1:
