@@ -70,7 +70,7 @@ class Config:
     """hard-example mining: share of an epoch taken by the images with the largest loss when last
     seen; needs epoch-images below the number of training images"""
     ema_decay: float = _setting(0.0, 0.0, 0.999999)
-    """decay per step of the averaged weights, which are evaluated if there are any; 0: none"""
+    """decay per step of the averaged weights, which replace the last ones in evaluation; 0: none"""
     split: str = _setting("random", "random", "last", "writers", "none")
     """validation images: random or last (10,000 of 60,000), writers (about 10,000, all by writers
     who are not in the training set), none (train on all images)"""
