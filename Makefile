@@ -13,10 +13,13 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test stress lint unit nbval lab notebooks lock clean help
+.PHONY: run reference test stress lint unit nbval lab notebooks lock clean help
 
-run: $(READY)            ## execute the notebooks headless and summarise what came out
+run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/python -m mnistlib notebooks
+
+reference: $(READY)      ## train the published 20 epochs instead, with their figures (about ten minutes)
+	@$(BIN)/python -m mnistlib notebooks 03 -p recipe reference
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
 	@$(PYTEST) $(NBVAL) notebooks tests

@@ -23,7 +23,7 @@ import mnistlib
 from mnistlib import Config, ConfigError
 
 from .checkpoint import latest_checkpoint
-from .config import check_allowed
+from .config import DEFAULT_RECIPE, check_allowed
 from .experiments.ledger import check_ledger, collect, commit, record
 from .paths import runs_folder
 from .runtime import pick_device
@@ -49,7 +49,8 @@ def do_train(args: argparse.Namespace) -> int:
     checkpoint, which --resume continues. Settings that are not given are those of the recipe.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it, fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it,
+            reference-fast
         --resume CHECKPOINT: continue this run with its own settings; with the folder of a run, from
             its latest intact checkpoint
         --test: evaluate the final weights on the test set
@@ -67,7 +68,7 @@ def do_train(args: argparse.Namespace) -> int:
             print(f"{args.resume} belongs to a finished run: nothing is trained or recorded")
             return 0
     else:
-        config = mnistlib.configure(args.recipe or "fast", **settings(args))
+        config = mnistlib.configure(args.recipe or DEFAULT_RECIPE, **settings(args))
     # everything that can be wrong is checked before digits are loaded
     pick_device(config.device)
     folder = args.folder or runs_folder()
@@ -106,7 +107,8 @@ def do_sweep(args: argparse.Namespace) -> int:
     so the same command continues a stopped sweep. An interrupted run continues from its last epoch.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it, fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it,
+            reference-fast
         --seeds FROM:TO: 0:20 means 0 to 19 [default: 0:5]
         --ablations N: train the comparisons of notebook 06 instead, N epochs each; other settings
             do not apply
@@ -123,7 +125,7 @@ def do_sweep(args: argparse.Namespace) -> int:
     if args.only and args.ablations is None:
         raise ConfigError("--only is for --ablations")
     if args.ablations is None:
-        every = {"": mnistlib.configure(args.recipe or "fast", **settings(args))}
+        every = {"": mnistlib.configure(args.recipe or DEFAULT_RECIPE, **settings(args))}
     elif args.recipe or settings(args):
         raise ConfigError("--ablations has its own settings; give none with it")
     else:
@@ -270,15 +272,21 @@ def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
     if digits.source == "sample":
         lines = ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
     for path in sorted(folder.rglob("mnist_model_*.pth")):
-        lines += [describe(path, digits), f"checkpoint  {path}"]
+        lines += [describe(path, digits, beside=True), f"checkpoint  {path}"]
     figures = list((folder / "figures").glob("*.png"))
     lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
     lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]
     return "\n".join([*lines, f"all in      {time.time() - began:.0f} s"])
 
 
-def describe(checkpoint: Path, digits: mnistlib.Digits) -> str:
-    """Describe a checkpoint, evaluated on the validation images of its split and the test set."""
+def describe(checkpoint: Path, digits: mnistlib.Digits, beside: bool = False) -> str:
+    """Describe a checkpoint, evaluated on the validation images of its split and the test set.
+
+    Args:
+        checkpoint: file.
+        digits: digits with the images to evaluate on.
+        beside: add a table with the published run and the committed runs of `reference`.
+    """
     content, model = mnistlib.load_checkpoint(checkpoint), mnistlib.load_model(checkpoint)
     config, done = Config(**content["config"]), len(content["history"])
     n = sum(p.numel() for p in model.parameters())
@@ -289,15 +297,24 @@ def describe(checkpoint: Path, digits: mnistlib.Digits) -> str:
         f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
         f"{seconds:.0f} s on {content['versions']['device']}",
     ]
+    seen, (train_ids, ids) = {}, digits.split(config.split)
     if content["source"] != digits.source:
         lines.append(f"note        no validation: trained on the source {content['source']!r}")
-    elif len(ids := digits.split(config.split)[1]):
-        seen = mnistlib.evaluate(model, digits.train_images[ids], digits.train_labels[ids])
-        lines.append(f"validation  {seen}")
-    if digits.test_images is None or digits.test_labels is None:
-        return "\n".join([*lines, "test        none: the embedded sample has no test set"])
-    seen = mnistlib.evaluate(model, digits.test_images, digits.test_labels)
-    return "\n".join([*lines, f"test        {seen}"])
+    elif len(ids):
+        images, labels = digits.train_images[ids], digits.train_labels[ids]
+        seen["validation"] = mnistlib.evaluate(model, images, labels)
+    if digits.test_images is not None and digits.test_labels is not None:
+        seen["test"] = mnistlib.evaluate(model, digits.test_images, digits.test_labels)
+    lines += [f"{part:12}{what}" for part, what in seen.items()]
+    if digits.test_images is None:
+        lines.append("test        none: the embedded sample has no test set")
+    if beside:
+        from .experiments.report import beside_published
+
+        images_seen = done * (config.epoch_images or len(train_ids))
+        title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
+        lines += ["", beside_published(title, seen, images_seen, seconds), ""]
+    return "\n".join(lines)
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:

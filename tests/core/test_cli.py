@@ -232,13 +232,13 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     content = load_checkpoint(checkpoint)
     config = Config(**content["config"])
     assert (config.seed, config.epochs, config.ema_decay) == (5, 2, 0.8)
-    assert config.degrees == RECIPES["fast"].degrees
+    assert config.degrees == RECIPES["reference-fast"].degrees
     assert checkpoint.parent.name == config.run_name("mnist")
     seen = evaluate(load_model(checkpoint), tiny_digits.test_images, tiny_digits.test_labels)
     title, *rows = out.splitlines()
     assert title.startswith("Epoch  Train Loss  Val Loss")
     assert [row.split()[0] for row in rows[:2]] == ["1", "2"]
-    assert rows[2].startswith("early: ")
+    assert rows[2].startswith("reference: ")
     assert rows[3:] == [f"test: {seen}", f"checkpoint: {checkpoint}"]
     record = json.loads((checkpoint.parent / "run.json").read_text())
     row = record["row"]
@@ -248,10 +248,10 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     assert tuple(record["wrong"]) == seen.wrong
     assert row["memory_mb"] >= row["optimizer_mb"] >= 0
     (line,) = (runs_folder / "runs.csv").read_text().splitlines()[1:]
-    assert line.startswith(f"custom,{config.hash('mnist')},5,mnist,random,early,18216,")
+    assert line.startswith(f"custom,{config.hash('mnist')},5,mnist,random,reference,13912,")
 
 
-def test_train_without_settings_is_the_fast_recipe(monkeypatch, loads_tiny):
+def test_train_without_settings_trains_the_published_network(monkeypatch, loads_tiny):
     asked = []
 
     def remember(config, *args, **kwargs):
@@ -261,7 +261,7 @@ def test_train_without_settings_is_the_fast_recipe(monkeypatch, loads_tiny):
     monkeypatch.setattr("mnistlib.train", remember)
     assert main(["train"]) == 130
     assert main(["train", "--recipe", "reference", "--seed", "1"]) == 130
-    assert [(c.recipe, c.seed) for c in asked] == [("fast", 0), ("reference", 1)]
+    assert [(c.recipe, c.seed) for c in asked] == [("reference-fast", 0), ("reference", 1)]
     assert loads_tiny == ["auto", "auto"]
 
 
@@ -292,8 +292,14 @@ def test_the_summary_says_what_came_out(trained, tmp_path, tiny_digits):
     assert said["figures"] == f"{tmp_path / 'figures'} (2 pictures)"
     assert said["notebook"] == str(tmp_path / "01.ipynb")
     assert said["all in"].endswith(" s")
+    rows = {line[:19].strip(): line.split("  ") for line in text.splitlines()}
+    columns = [part.strip() for part in rows["validation accuracy"] if part]
+    reached = f"{trained.history[-1]['val_acc']:.2f} %"
+    assert (columns[1], columns[3]) == ("99.41 %", reached)  # published, ..., this run
     sample = replace(tiny_digits, source="sample", test_images=None)
-    assert summarise(tmp_path, sample, began=0.0).startswith("ON THE EMBEDDED SAMPLE")
+    text = summarise(tmp_path, sample, began=0.0)
+    assert text.startswith("ON THE EMBEDDED SAMPLE")
+    assert "this run, on the sample" in text
 
 
 def test_evaluate_on_digits_of_another_source_says_so(
