@@ -58,8 +58,8 @@ def speed(folder: Path | None = None) -> str:
     """Return the README's table of training times."""
     trainings = dict(list(speed_ratios(folder).groupby("name")))
     lines = [
-        "| training | threads | rounds | seconds, median (range) | about as many times as fast "
-        "(range) | as |",
+        "| training | threads | rounds | seconds, median (range) | times as fast, median (range) | "
+        "compared with |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for name, what, yardstick in (
@@ -85,7 +85,7 @@ def promises(folder: Path | None = None) -> str:
     history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
     memory, optimizer = rows["memory_mb"].max(), rows["optimizer_mb"].max()
     lines = [
-        f"|  | promised | here, `reference` recipe, n = {len(rows)} seeds |",
+        f"|  | promised | here, `reference` recipe, n = {len(rows)} seeds, mean (range) |",
         "| --- | --- | --- |",
         f"| parameters | 13,912 | {rows['parameters'].iloc[0]:,} |",
         f"| validation accuracy, best epoch | {published.max():.2f} % (one run) | "
@@ -93,9 +93,9 @@ def promises(folder: Path | None = None) -> str:
         f"| validation accuracy, last epoch | {published.iloc[-1]:.2f} % (one run) | "
         f"{_mean_range(rows['val_accuracy'])} |",
         "| training time, 20 epochs | about 10 minutes on a CPU | "
-        f"{_median_range(rows['seconds'] / 60)} minutes, median (range), with one thread |",
-        f"| memory | under 500 MB | {memory:.0f} MB above `import torch`, of which "
-        f"{optimizer:.0f} MB come with torch's first optimizer |",
+        f"{_median_range(rows['seconds'] / 60)} minutes, median (range), one thread |",
+        f"| memory | under 500 MB | {memory:.0f} MB more than after `import torch`; the first "
+        f"optimizer accounts for {optimizer:.0f} MB |",
         f"| disk | about 50 MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB for a checkpoint |",
     ]
     return "\n".join(lines)

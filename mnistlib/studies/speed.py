@@ -104,9 +104,9 @@ def recipe_steps() -> dict[str, Config]:
         "another learning-rate cycle": "cycle_momentum anneal pct_start",
         "no dropout": "dropout",
         "label smoothing": "label_smoothing",
-        "distortion": "degrees pixels scale shear",
+        "augmentation": "degrees pixels scale shear",
         "averaged weights": "ema_decay",
-        "focus on hard images": "focus",
+        "hard-example mining": "focus",
         "two slices on two threads": "slices",
     }
     steps, config = {}, RECIPES["reference"]
