@@ -385,24 +385,3 @@ def staircase(table: pd.DataFrame, title: str) -> None:
         log_axis(ax.xaxis)
         ax.set(xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()))
         ax.set_xlabel("seconds of training, two threads")
-
-
-def error_vs_time(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
-    """Draw validation error (percent) over seconds of training, both on log axes.
-
-    Args:
-        curves: by name the seconds and the errors; one of each is drawn as a point.
-        title: the finding.
-    """
-    subtitle = "lines: published recipes, means over seeds; stars: whole runs of ours"
-    with figure(title, subtitle, size=(7, 3.6)) as (_, (ax,)):
-        for name, (seconds, errors) in curves.items():
-            star = {"marker": "*", "ms": 13, "ls": "", "color": VALIDATION}
-            (line,) = ax.plot(seconds, errors, **star if len(seconds) == 1 else {"lw": 1.2})
-            style = {"color": line.get_color(), "va": "center", "zorder": 5}
-            box = {"fc": "white", "ec": "none", "pad": 1}
-            note(ax, name, (seconds[-1], errors[-1]), (8, 0), bbox=box, **style)
-        ax.margins(x=0.1, y=0.1)
-        log_axis(ax.yaxis)
-        log_axis(ax.xaxis)
-        ax.set(xlabel="seconds of training, two threads", ylabel="validation error (%)")

@@ -607,7 +607,10 @@ def test_the_report_goes_between_its_marks(results, tmp_path):
     assert "| `sprint` | 2 | 2 | 4.4 (4.0 to 4.8) | 5 (5 to 5) | the conventional run to" in speed
     assert "best epoch | 98.80 % (one run) | 99.50 % (99.30 to 99.70) |" in promises
     assert "last epoch | 98.70 % (one run) | 99.20 % (99.00 to 99.40) |" in promises
-    assert "| 102 MB more than after `import torch`; the first optimizer accounts for 62 MB |" in promises
+    assert (
+        "| 102 MB more than after `import torch`; the first optimizer accounts for 62 MB |"
+        in promises
+    )
     for block in (headline, speed, promises):  # each is a table of one width
         table = [line.count("|") for line in block.splitlines() if line.startswith("|")]
         assert len(set(table)) == 1

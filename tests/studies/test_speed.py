@@ -360,15 +360,6 @@ def test_the_staircase_can_be_drawn(timed):
     plt.close("all")
 
 
-def test_errors_over_time_have_lines_for_trainings_and_points_for_whole_runs():
-    speed.error_vs_time({"theirs": ([10, 20], [2.0, 1.0]), "ours": ([5], [0.6])}, "A title")
-    (ax,) = plt.gcf().axes
-    assert [len(line.get_xdata()) for line in ax.lines] == [2, 1]
-    assert [t.get_text().strip() for t in ax.texts] == ["theirs", "ours"]
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    plt.close("all")
-
-
 def test_memory_is_told_by_stage():
     table = speed.memory_table(replace(SMALL, epochs=1, epoch_images=200))
     assert len(table) == (4 if sys.platform == "linux" else 0)
