@@ -119,7 +119,7 @@ def beside_published(
     """
     published, rows = read_results("published", folder), runs_for(RECIPES["reference"], folder)
     best = published.loc[published["val_acc"].idxmax()]
-    table = [("", "published", "20 epochs here", title)]
+    table: list[tuple[str, ...]] = [("", "published", "20 epochs here", title)]
     table += [("", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch")]
     for part, short in (("validation", "val"), ("test", "test")):
         for name, style, column in (("accuracy", "{:.2f} %", "acc"), ("loss", "{:.4f}", "loss")):
