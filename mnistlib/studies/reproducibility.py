@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from .. import Config, Run, load_checkpoint
-from ..plots import REFERENCE, TRAIN, VALIDATION, figure, note
+from ..plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
 # when training starts, only torch, numpy and the core are imported
 SCRIPT = """
@@ -80,16 +80,16 @@ def overlay_resumed(whole: Run, resumed: Run, step: int, title: str, subtitle: s
     with panels as (_, (top, bottom)):
         top.plot(steps, whole.curve["loss"], color=REFERENCE, lw=4, alpha=0.35)
         top.plot(steps, resumed.curve["loss"], color=TRAIN, lw=0.8)
-        top.set(yscale="log", ylabel="training loss (nats)")
-        top.yaxis.set_major_formatter("{x:g}")
-        top.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 0.7 else "")
+        top.set(ylabel="training loss (nats)")
+        log_axis(top.yaxis)
         for ax in (top, bottom):
             ax.axvline(step, color="black", lw=0.8, ls=":")
         note(top, "resumed from here", (step, 0.93), (4, 0), xycoords=("data", "axes fraction"))
-        for text, color, y in (("never stopped", REFERENCE, 0.78), ("killed", TRAIN, 0.66)):
-            place = (0.99, y)
-            note(top, text, place, color=color, xycoords="axes fraction", ha="right", fontsize=9)
+        above = (steps[-1], max(whole.curve["loss"][len(steps) // 2 :]))
+        for text, color, y in (("never stopped", REFERENCE, 20), ("killed and resumed", TRAIN, 8)):
+            note(top, text, above, (0, y), color=color, ha="right", fontsize=9)
         bottom.plot(steps, difference, color=VALIDATION)
-        bottom.set(ylabel="difference", xlabel="step")
+        bottom.set(ylabel="difference\n(nats)", xlabel="step")
         if not difference.any():  # a scale for a constant zero
-            bottom.set(yticks=[0], ylim=(-1, 1))
+            bottom.set(yticks=[-1, 0, 1], ylim=(-1, 1))
+            note(bottom, "exactly 0 at every step", (steps[-1], 0), (0, 6), ha="right")
