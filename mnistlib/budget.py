@@ -51,7 +51,6 @@ class Budget:
         self.tensors = {name: p.numel() for name, p in model.named_parameters()}
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.parameters = sum(self.tensors.values())
-        self.image_size = image_size
         self.layers = _trace(model, image_size, channels)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)
         self.activation_bytes = sum(layer.activation_bytes for layer in self.layers)

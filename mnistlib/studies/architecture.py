@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, Rectangle
 from torch import Tensor, nn
 
 from ..budget import Budget, Layer
-from ..plots import QUIET, REFERENCE, figure, note, show_digit
+from ..plots import QUIET, figure, note, show_digit
 
 # the same colour for the same layer in every figure
 LAYER_COLORS = {
@@ -271,25 +271,3 @@ def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
         ends = (middle, x), (y + 0.35 * out, y + 0.5 * out)
         ax.plot(*ends, color=LINE, lw=0.6)
         note(ax, text, (x, y + 0.53 * out), fontsize=7, ha="center", va="top" if y else "bottom")
-
-
-def field_growth(counted: Budget, title: str) -> None:
-    """Draw the receptive field of each layer that enlarges it as a bar over a row of pixels."""
-    before, bars = 1, []
-    for layer in counted.layers:
-        if layer.receptive_field > before:
-            bars.append((layer.name, layer.receptive_field, layer.receptive_field - before))
-            before = layer.receptive_field
-    size, about = (7, 1 + 0.24 * len(bars)), "between the dashed lines: one row of the image"
-    with figure(title, about, size) as (_, (ax,)):
-        names, fields, _grown = zip(*bars, strict=True)
-        colors = [_color(name) for name in names]
-        ax.barh(names, fields, left=[-f / 2 for f in fields], color=colors, height=0.7)
-        for edge in (-0.5, 0.5):
-            ax.axvline(edge * counted.image_size, color=REFERENCE, lw=1, ls="--")
-        half = max(counted.receptive_field, counted.image_size) / 2
-        for y, (_, field, more) in enumerate(bars):
-            note(ax, f"{field} = {field - more} + {more}", (1.05 * half, y), va="center")
-        ax.set(xlim=(-1.1 * half, 1.4 * half), xlabel="pixels from the centre")
-        ax.invert_yaxis()
-        ax.grid(axis="y", visible=False)

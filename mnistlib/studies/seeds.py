@@ -23,11 +23,11 @@ def seed_histogram(
         title: the finding.
         gain: whose number of seeds is marked, points.
     """
-    subtitle = f"final error of n = {max(map(len, errors.values()))} seeds; curve: predicted spread"
-    grid = {"nrows": 2, "ncols": 2, "sharex": "col", "gridspec_kw": {"width_ratios": (1, 1.15)}}
+    subtitle = f"n = {max(map(len, errors.values()))} seeds, sd in points; curves: predicted spread"
+    grid = {"ncols": 2, "sharex": "col", "gridspec_kw": {"width_ratios": (1, 1.15), "wspace": 0.12}}
     spreads = {name: float(np.std(values, ddof=1)) for name, values in errors.items()}
     counts, step = [2, 3, 4, 6, 8, 12, 17, 25, 35, 50, 70, 100], 0.02  # points: two images
-    with figure(title, subtitle, (7, 3.6), **grid) as (_, (top, right, bottom, spare)):
+    with figure(title, subtitle, (7, 3.6), nrows=2, **grid) as (_, (top, right, bottom, spare)):
         spare.remove()
         right.set_subplotspec(right.get_gridspec()[:, 1])
         for ax, name, color in zip((top, bottom), errors, (VALIDATION, TRAIN), strict=True):

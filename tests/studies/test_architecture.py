@@ -199,12 +199,3 @@ def test_labels_outside_a_bar_do_not_overlap(name):
     plt.gcf().canvas.draw()
     boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
-
-
-@pytest.mark.parametrize("size", [28, 64])
-def test_the_growth_of_the_field_has_a_bar_for_each_layer_that_enlarges_it(size):
-    architecture.field_growth(Budget(build("reference"), size), "A title")
-    (ax,) = plt.gcf().axes
-    assert [p.get_width() for p in ax.patches] == [3, 5, 7, 8, 12, 16, 18, 42]
-    assert [t.get_text() for t in ax.texts][-2:] == ["18 = 16 + 2", "42 = 18 + 24"]
-    assert [line.get_xdata()[0] for line in ax.lines] == [-size / 2, size / 2]
