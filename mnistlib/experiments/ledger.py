@@ -183,11 +183,14 @@ def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.
 
 
 def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
-    """Return the runs of a Config with any seed, device and number of threads."""
+    """Return the runs of a Config with any seed below 100, device and number of threads.
+
+    Seeds from 100 served to choose settings, so they are no part of a result.
+    """
     runs = read_results(folder=folder)
     made = set(zip(runs["seed"], runs["source"], strict=True))
     wanted = {replace(config, seed=seed).hash(source) for seed, source in made}
-    return runs[runs["config_hash"].isin(wanted)]
+    return runs[runs["config_hash"].isin(wanted) & (runs["seed"] < 100)]
 
 
 def images_seen(row: "pd.Series") -> int:

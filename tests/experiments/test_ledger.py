@@ -546,7 +546,7 @@ def test_the_runs_of_a_config_are_those_whose_own_config_is_the_same():
             == replace(config, seed=0, threads=0, device="auto")
             for c in runs["config"]
         ]
-        assert runs_for(config).equals(runs[wanted])
+        assert runs_for(config).equals(runs[wanted].query("seed < 100"))  # others served to choose
         assert len(runs_for(config)) > 2
 
 

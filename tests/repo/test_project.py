@@ -93,7 +93,7 @@ def test_the_committed_reference_runs_had_the_published_learning_rates():
 
 @pytest.mark.parametrize(
     ("recipe", "n", "accuracy"),
-    [("reference-fast", 20, 99.4), ("fast", 40, 99.4), ("sprint", 20, 99.0)],
+    [("reference-fast", 20, 99.41), ("fast", 40, 99.4), ("sprint", 20, 99.0)],
 )
 def test_the_quick_recipes_reach_their_bars(recipe, n, accuracy):
     rows = runs_for(RECIPES[recipe]).query("seed < @n")
