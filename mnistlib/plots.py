@@ -199,4 +199,5 @@ def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:
         look = {"cmap": "OrRd", "linewidths": 0.5, "linecolor": "#e6e6e6", "square": True}
         seaborn.heatmap(wrong, annot=wrong, fmt="d", mask=wrong == 0, cbar=False, ax=ax, **look)
         ax.set(xlabel="predicted", ylabel="label")
+        ax.tick_params(axis="y", labelrotation=0)
         ax.grid(False)
