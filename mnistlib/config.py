@@ -46,7 +46,7 @@ class Config:
     pct_start: float = _setting(0.2, 0.0, 0.95)
     """share of the steps during which the learning rate rises"""
     anneal: str = _setting("cos", "cos", "linear", "step", "constant")
-    """course of the learning rate after the rise: cos or linear to zero (OneCycleLR), step (to a
+    """shape of the learning rate after the warm-up: cos or linear to zero (OneCycleLR), step (to a
     tenth after 60 % of the steps, again after 85 %), or constant"""
     cycle_momentum: bool = _setting(True)
     """true: momentum falls from 0.95 to 0.85 at the peak and rises again; false: it stays at 0.9"""

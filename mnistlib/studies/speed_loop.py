@@ -35,7 +35,7 @@ class LoopOptions:
     floats: bool = True
     """tensors kept as float32; else as uint8, made floats batch by batch (without a loader)"""
     reads_loss: bool = True
-    """asks for the loss of every step at once, as a running mean does"""
+    """reads the loss after every step, as a running mean does"""
     channels_last: bool = False
     fused: bool = False
     """the optimizer updates all parameters in one kernel, not in a Python loop"""
