@@ -10,7 +10,7 @@ import scipy.stats
 from .. import RECIPES, Config
 from ..experiments.ledger import runs_for
 from ..experiments.stats import Comparison, compare_paired, holm
-from ..plots import QUIET, TRAIN, VALIDATION, figure, note
+from ..plots import REFERENCE, TRAIN, VALIDATION, figure, note
 
 SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed at full length
 
@@ -68,7 +68,7 @@ def final_results(configs: Mapping[str, Config]) -> dict[str, pd.DataFrame]:
     """
     found = {}
     for name, config in configs.items():
-        rows = runs_for(config).query("seed < 100").set_index("seed").sort_index()
+        rows = runs_for(config).set_index("seed").sort_index()
         columns = {"error": 100 - rows["val_accuracy"], "loss": rows["val_loss"]}
         found[name] = pd.DataFrame({**columns, "finished": rows["finished"]})
     return found
@@ -116,7 +116,7 @@ def forest_plot(
             low, high = _limits(changes.values())
             for y, name in enumerate(ordered):
                 c = changes[name]
-                color = QUIET if name not in sure else VALIDATION if c.difference > 0 else TRAIN
+                color = REFERENCE if name not in sure else VALIDATION if c.difference > 0 else TRAIN
                 x = min(max(c.difference, low), high)
                 mark = "o" if x == c.difference else ">" if x == high else "<"
                 ax.plot(x, y, mark, color=color, ms=5)
@@ -126,7 +126,7 @@ def forest_plot(
                 place = {"xycoords": ("axes fraction", "data"), "va": "center"}
                 note(ax, number, (1, y), (3, 0), color=color, **place)
             ax.axvline(0, color="black", lw=0.8)
-            margin = 0.04 * (high - low)
+            margin = 0.1 * (high - low)
             ax.set(xlabel=label, xlim=(low - margin, high + margin))
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(ordered)), ordered, fontsize=8)

@@ -10,7 +10,7 @@ import scipy.stats
 from mnistlib import build
 from mnistlib.__main__ import main
 from mnistlib.experiments.stats import Comparison
-from mnistlib.plots import QUIET, TRAIN, VALIDATION
+from mnistlib.plots import REFERENCE, TRAIN, VALIDATION
 from mnistlib.studies.ablations import ablations, compare_with_first, final_results, forest_plot
 
 
@@ -158,4 +158,4 @@ def test_the_forest_colours_the_distinguishable_changes_by_their_direction():
     changes = {"worse": change(0.3), "hardly": change(0.1), "better": change(-0.2)}
     forest_plot({"points": (changes, ["worse", "better"])}, "title", "subtitle")
     colors = {t.get_text(): t.get_color() for t in plt.gca().texts}
-    assert colors == {"+0.30": VALIDATION, "+0.10": QUIET, "-0.20": TRAIN}
+    assert colors == {"+0.30": VALIDATION, "+0.10": REFERENCE, "-0.20": TRAIN}
