@@ -16,8 +16,9 @@ from ..plots import QUIET, figure, note, show_digit
 
 # the same colour for the same layer in every figure
 LAYER_COLORS = {
-    "conv1": "#92dadd", "conv2": "#3f90da", "conv3": "#1f5f99", "onecross": "#b9ac70",
+    "conv1": "#3cb4ba", "conv2": "#3f90da", "conv3": "#1f5f99", "onecross": "#b9ac70",
     "conv4": "#ffa90e", "conv5": "#e76300", "conv6": "#bd1f01",
+    "pool1": "#717581", "pool2": "#717581",
 }  # fmt: skip
 # the reference network, block by block: a shortcut starts at | and is added at +
 DIAGRAM = (
@@ -141,22 +142,19 @@ def _draw_output(ax: Axes, x: float, y: float, probabilities: Tensor) -> None:
 
 
 def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw the receptive field of each block of convolutions on a digit `(1, 28, 28)`."""
-    blocks = _blocks(budget)
-    with figure(title, size=(7, 1.6), ncols=len(blocks)) as (_, axes):
-        for ax, (name, layers) in zip(axes, blocks.items(), strict=True):
-            _draw_field(ax, image, layers[-1], name)
+    """Draw the receptive field of each layer that widens it on a digit `(1, 28, 28)`.
 
-
-def _draw_field(ax: Axes, image: Tensor, layer: Layer, caption: str) -> None:
-    """Draw a layer's receptive field around the middle of a digit, cut at its border."""
-    show_digit(ax, image, caption)
-    field, color = layer.receptive_field, _color(layer.name)
-    low, high = max(13.5 - field / 2, -0.5), min(13.5 + field / 2, 27.5)
-    side = high - low
-    ax.add_patch(Rectangle((low, low), side, side, fill=True, alpha=0.25, color=color))
-    ax.add_patch(Rectangle((low, low), side, side, fill=False, color=color, lw=1.5))
-    ax.set_xlabel(f"{field}x{field}" + (" (all)" if field >= 28 else ""), fontsize=7.5)
+    The field lies around the middle of the image and is cut at its border.
+    """
+    wider = {layer.receptive_field: layer.name for layer in reversed(budget.layers)}
+    with figure(title, size=(7, 1.45), ncols=len(wider)) as (_, axes):
+        for ax, (field, name) in zip(axes, reversed(wider.items()), strict=True):
+            show_digit(ax, image, name)
+            low, high = max(13.5 - field / 2, -0.5), min(13.5 + field / 2, 27.5)
+            box, color = ((low, low), high - low, high - low), _color(name)
+            ax.add_patch(Rectangle(*box, alpha=0.25, color=color))
+            ax.add_patch(Rectangle(*box, fill=False, color=color, lw=1.5))
+            ax.set_xlabel(f"{field}x{field}" + (" (all)" if field >= 28 else ""), fontsize=7.5)
 
 
 def _color(name: str) -> str:
@@ -196,7 +194,8 @@ def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tens
 def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: str) -> None:
     """Draw the feature maps of the named layers for one image `(1, 28, 28)` uint8.
 
-    A row for each layer, with a scale of its own; a column for each of the first eight channels.
+    A row for each layer, with a scale of its own that is cut at the smallest value; a column for
+    each of the first eight channels.
     """
     size, about = (7, 0.5 + 0.86 * len(layers)), "the first eight channels of each layer"
     with figure(title, "", size, nrows=len(layers), ncols=8) as (fig, axes):
@@ -208,7 +207,9 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: 
                 ax.grid(False)
                 ax.spines[:].set_visible(False)
             own[0].set_ylabel(layers[row], fontsize=8)
-            fig.colorbar(drawn, ax=own, aspect=8, pad=0.01).ax.tick_params(labelsize=7)
+            scale = fig.colorbar(drawn, ax=own, aspect=8, pad=0.01, label="value").ax
+            scale.set_ylim(bottom=float(maps.min()))
+            scale.tick_params(labelsize=7)
         fig.supxlabel(about, fontsize=8, color="#555555")
 
 
@@ -249,7 +250,7 @@ def budget(counted: Budget, title: str) -> None:
 
 
 def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
-    """Draw one stacked bar of shares in percent; thin segments have labels with leader lines."""
+    """Draw one stacked bar of shares in percent; thin segments are labelled outside, by lines."""
     left, thin = 0.0, []
     for name, count in counts.items():
         share = 100 * count / sum(counts.values())
@@ -259,15 +260,15 @@ def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
             color = _text_color(name)
             ax.bar_label(bar, [text], label_type="center", fontsize=7.5, color=color)
         else:
-            thin.append((left + share / 2, text))
+            thin.append((left + share / 2, text, _color(name)))
         left += share
     # labels outside the bar, at least so many per cent apart and not beyond its ends
     room, out = 9, 1 if y else -1
-    at = np.array([max(middle, 4) for middle, _ in thin])
+    at = np.array([max(middle, 4) for middle, *_ in thin])
     for k in range(1, len(at)):
         at[k] = max(at[k], at[k - 1] + room)
     at = np.minimum(at, 97 - room * np.arange(len(at))[::-1])
-    for (middle, text), x in zip(thin, at, strict=True):
+    for (middle, text, color), x in zip(thin, at, strict=True):
         ends = (middle, x), (y + 0.35 * out, y + 0.5 * out)
-        ax.plot(*ends, color=LINE, lw=0.6)
+        ax.plot(*ends, color=color, lw=1.2)
         note(ax, text, (x, y + 0.53 * out), fontsize=7, ha="center", va="top" if y else "bottom")

@@ -141,8 +141,8 @@ def test_the_block_diagram_shows_every_layer_with_its_parameters_and_the_answer(
 def test_receptive_fields_lie_around_the_middle_and_end_at_the_border(image):
     architecture.receptive_fields(Budget(build("reference")), image, "A title")
     drawn = {ax.get_title(loc="center"): ax.patches[0] for ax in plt.gcf().axes}
-    assert list(drawn) == ["conv1", "conv2", "conv3", "onecross", "conv4", "conv5", "conv6"]
-    assert [patch.get_width() for patch in drawn.values()] == [3, 5, 7, 8, 12, 16, 28]
+    assert list(drawn) == ["conv1", "conv2", "conv3", "pool1", "conv4", "conv5", "pool2", "conv6"]
+    assert [patch.get_width() for patch in drawn.values()] == [3, 5, 7, 8, 12, 16, 18, 28]
     for patch in drawn.values():
         assert patch.get_x() + patch.get_width() / 2 == patch.get_y() + patch.get_height() / 2
         assert patch.get_x() + patch.get_width() / 2 == pytest.approx(13.5)
