@@ -132,12 +132,14 @@ def extract_figures(notebook: Path, folder: Path) -> None:
 
 
 def clean_notebook(notebook: Path) -> None:
-    """Remove metadata that differs from run to run: papermill's, timings, versions."""
+    """Remove what differs from run to run: metadata of papermill, timings, what libraries log."""
     content = nbformat.read(notebook, as_version=4)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     content.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in content.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     nbformat.write(content, notebook)
 
 
