@@ -268,24 +268,30 @@ def do_report(args: argparse.Namespace) -> int:
 
 def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
     """Describe a folder of executed notebooks: the trained networks and all files."""
-    lines = []
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    lines: list[str] = []
+    tables: list[str] = []
     if digits.source == "sample":
         lines = ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
     for path in sorted(folder.rglob("mnist_model_*.pth")):
-        lines += [describe(path, digits, beside=True), f"checkpoint  {path}"]
+        lines += [describe(path, digits, tables), f"checkpoint  {path}"]
     figures = list((folder / "figures").glob("*.png"))
     lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
     lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]
-    return "\n".join([*lines, f"all in      {time.time() - began:.0f} s"])
+    return "\n".join(
+        [*lines, f"all in      {time.time() - began:.0f} s", *(f"\n{t}" for t in tables)]
+    )
 
 
-def describe(checkpoint: Path, digits: mnistlib.Digits, beside: bool = False) -> str:
+def describe(checkpoint: Path, digits: mnistlib.Digits, tables: list[str] | None = None) -> str:
     """Describe a checkpoint, evaluated on the validation images of its split and the test set.
 
     Args:
         checkpoint: file.
         digits: digits with the images to evaluate on.
-        beside: add a table with the published run and the committed runs of `reference`.
+        tables: list to which, if the network is the published one, a table is added that compares
+            it with the published run and the committed runs of `reference`.
     """
     content, model = mnistlib.load_checkpoint(checkpoint), mnistlib.load_model(checkpoint)
     config, done = Config(**content["config"]), len(content["history"])
@@ -308,12 +314,12 @@ def describe(checkpoint: Path, digits: mnistlib.Digits, beside: bool = False) ->
     lines += [f"{part:12}{what}" for part, what in seen.items()]
     if digits.test_images is None:
         lines.append("test        none: the embedded sample has no test set")
-    if beside:
+    if tables is not None and config.model == "reference":
         from .experiments.report import beside_published
 
         images_seen = done * (config.epoch_images or len(train_ids))
         title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
-        lines += ["", beside_published(title, seen, images_seen, seconds), ""]
+        tables.append(beside_published(title, seen, images_seen, seconds))
     return "\n".join(lines)
 
 

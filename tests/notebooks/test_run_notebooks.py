@@ -407,6 +407,15 @@ def traces(path):
     return path
 
 
+def test_a_clean_notebook_has_no_messages_on_stderr(tmp_path):
+    cell = new_code_cell("1 + 1")
+    cell.outputs = [new_output("stream", name=n, text=n) for n in ("stdout", "stderr")]
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "01.ipynb")
+    clean_notebook(tmp_path / "01.ipynb")
+    (cell,) = nbformat.read(tmp_path / "01.ipynb", as_version=4).cells
+    assert [output.name for output in cell.outputs] == ["stdout"]
+
+
 def test_a_clean_notebook_keeps_kernel_language_and_tags_alone(tmp_path):
     path = traces(tmp_path / "01.ipynb")
     before = json.loads(path.read_text(encoding="utf-8"))
