@@ -270,8 +270,7 @@ def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
     """Describe a folder of executed notebooks: the trained networks and all files."""
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    lines: list[str] = []
-    tables: list[str] = []
+    lines, tables = list[str](), list[str]()
     if digits.source == "sample":
         lines = ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
     for path in sorted(folder.rglob("mnist_model_*.pth")):
@@ -279,9 +278,8 @@ def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
     figures = list((folder / "figures").glob("*.png"))
     lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
     lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]
-    return "\n".join(
-        [*lines, f"all in      {time.time() - began:.0f} s", *(f"\n{t}" for t in tables)]
-    )
+    lines.append(f"all in      {time.time() - began:.0f} s")
+    return "\n\n".join(["\n".join(lines), *tables])
 
 
 def describe(checkpoint: Path, digits: mnistlib.Digits, tables: list[str] | None = None) -> str:

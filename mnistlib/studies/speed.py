@@ -71,10 +71,8 @@ def _pytorch_example() -> nn.Module:
 
 
 # what the two loops are compared by: the recipe `fast` in a form that both can train
-ONE_EPOCH = replace(
-    RECIPES["fast"],
-    epochs=1, epoch_images=50_000, pct_start=0.2, focus=0.0, ema_decay=0.98, slices=1,
-)  # fmt: skip
+ONE_EPOCH = replace(RECIPES["fast"], epochs=1, epoch_images=50_000, pct_start=0.2)
+ONE_EPOCH = replace(ONE_EPOCH, focus=0.0, ema_decay=0.98, slices=1)
 # As published: github.com/keras-team/keras-io, examples/vision/mnist_convnet.py (Adam as it comes);
 # github.com/pytorch/examples, mnist/main.py (Adadelta, rate 1, times 0.7 after each epoch)
 BASELINES = {
