@@ -132,7 +132,7 @@ def onecycle(run: Run, title: str) -> None:
 
 def _about(run: Run) -> str:
     on = " on the embedded sample" if run.source == "sample" else ""
-    return f"{run.config.model}, {run.parameters:,} parameters, seed {run.config.seed}{on}"
+    return f"recipe {run.config.recipe}, {run.parameters:,} parameters, seed {run.config.seed}{on}"
 
 
 def convergence(run: Run, title: str = "") -> None:
