@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/python -m mnistlib notebooks
 
-reference: $(READY)      ## train the published 20 epochs instead, with their figures (about ten minutes)
+reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
 	@$(BIN)/python -m mnistlib notebooks 03 -p recipe reference
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
