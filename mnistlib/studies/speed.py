@@ -382,4 +382,4 @@ def staircase(table: pd.DataFrame, title: str) -> None:
         ax.invert_yaxis()
         log_axis(ax.xaxis)
         ax.set(xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()))
-        ax.set_xlabel("seconds of training, two threads")
+        ax.set_xlabel("seconds of training")
