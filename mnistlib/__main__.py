@@ -268,11 +268,9 @@ def do_report(args: argparse.Namespace) -> int:
 
 def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
     """Describe a folder of executed notebooks: the trained networks and all files."""
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    lines, tables = list[str](), list[str]()
-    if digits.source == "sample":
-        lines = ["ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above", ""]
+    folder = folder.relative_to(here) if folder.is_relative_to(here := Path.cwd()) else folder
+    note = "ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above"
+    lines, tables = [note, ""] if digits.source == "sample" else [], list[str]()
     for path in sorted(folder.rglob("mnist_model_*.pth")):
         lines += [describe(path, digits, tables), f"checkpoint  {path}"]
     figures = list((folder / "figures").glob("*.png"))
@@ -293,18 +291,19 @@ def describe(checkpoint: Path, digits: mnistlib.Digits, tables: list[str] | None
     """
     content, model = mnistlib.load_checkpoint(checkpoint), mnistlib.load_model(checkpoint)
     config, done = Config(**content["config"]), len(content["history"])
-    n = sum(p.numel() for p in model.parameters())
     seconds = content["training"]["progress"]["seconds"]
     lines = [
         f"data        {digits}",
-        f"network     {config.model}, {n:,} parameters",
+        f"network     {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters",
         f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
         f"{seconds:.0f} s on {content['versions']['device']}",
     ]
-    seen, (train_ids, ids) = {}, digits.split(config.split)
-    if content["source"] != digits.source:
+    seen, train_ids, ids = {}, torch.arange(0), torch.arange(0)
+    if content["source"] == digits.source:  # another may not have the run's split
+        train_ids, ids = digits.split(config.split)
+    else:
         lines.append(f"note        no validation: trained on the source {content['source']!r}")
-    elif len(ids):
+    if len(ids):
         images, labels = digits.train_images[ids], digits.train_labels[ids]
         seen["validation"] = mnistlib.evaluate(model, images, labels)
     if digits.test_images is not None and digits.test_labels is not None:

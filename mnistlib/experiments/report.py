@@ -113,7 +113,7 @@ def beside_published(
     Args:
         title: heading of that run's column.
         seen: its evaluations, of those called `validation` and `test`.
-        images: training images that it has seen.
+        images: training images that it has seen; 0: unknown.
         seconds: its time.
         folder: of the ledger.
     """
@@ -127,7 +127,8 @@ def beside_published(
             own = style.format(getattr(seen[part], name)) if part in seen else "-"
             ours = style.format(rows[f"{short}_{name}"].mean())
             table.append((f"{part} {name}", theirs, ours, own))
-    table.append(("training images seen", "-", f"{images_seen(rows.iloc[0]):,}", f"{images:,}"))
+    shown = [f"{n:,}" if n else "-" for n in (0, images_seen(rows.iloc[0]), images)]
+    table.append(("training images seen", *shown))
     minutes = [f"{s / 60:.1f}" for s in (rows["seconds"].median(), seconds)]
     table.append(("minutes of training", "about 10", *minutes))
     return pd.DataFrame(table).to_string(index=False, header=False)
