@@ -60,10 +60,12 @@ def test_the_lock_has_no_release_with_a_known_remote_hole():
             assert tuple(map(int, version.split(".")[:2])) >= least
 
 
-def test_the_notebooks_and_clusters_are_extras_that_the_tests_need_too():
-    assert "mnistlib[notebooks,dask]" in EXTRAS["test"]
+def test_what_not_everybody_needs_is_an_extra_that_the_tests_need_too():
+    optional = {"notebooks", "dask", "export", "site", "browser"}
+    assert set(EXTRAS) == optional | {"test"}
+    assert f"mnistlib[{','.join(name for name in EXTRAS if name in optional)}]" in EXTRAS["test"]
     core = {Requirement(line).name for line in RUNTIME}
-    assert not core & {Requirement(line).name for line in EXTRAS["notebooks"] + EXTRAS["dask"]}
+    assert not core & {Requirement(line).name for name in optional for line in EXTRAS[name]}
 
 
 def test_every_folder_of_the_package_is_installed():
