@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import scipy  # its statistics are loaded when they are first used
 
 
@@ -148,3 +149,39 @@ def smallest_gain(sd: float, n: int, power: float = 0.8, paired: bool = False) -
         return detection_power(gain, sd, n, paired) - power
 
     return float(scipy.optimize.brentq(excess, 1e-6 * sd, 1e4 * sd))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature T > 0 that minimises the cross-entropy of softmax(logits / T).
+
+    Source: C. Guo et al., On calibration of modern neural networks (2017), section 4.2.
+
+    Args:
+        logits: `(N, 10)`, of images that the network was not trained on.
+        labels: `(N,)` integers.
+    """
+    true = logits[np.arange(len(labels)), labels]
+
+    def loss(log_t: float) -> float:
+        t = math.exp(log_t)
+        return float(np.mean(scipy.special.logsumexp(logits / t, axis=1) - true / t))
+
+    found = scipy.optimize.minimize_scalar(loss, (-1, 1))  # the loss has one minimum in 1 / T
+    return math.exp(found.x)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error, in points: confidence against accuracy, by bins.
+
+    Images are sorted by the largest probability and divided into bins of equal size; the absolute
+    differences of mean confidence and accuracy are averaged.
+
+    Args:
+        probabilities: `(N, 10)`.
+        labels: `(N,)` integers.
+        bins: number of bins.
+    """
+    order = np.argsort(probabilities.max(1), kind="stable")
+    surplus = (probabilities.max(1) - (probabilities.argmax(1) == labels))[order]
+    parts = np.array_split(surplus, bins)
+    return 100 * sum(abs(part.sum()) for part in parts) / len(labels)

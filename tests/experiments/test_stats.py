@@ -12,9 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mnistlib.experiments.stats import (
+    calibration_error,
     compare,
     compare_paired,
     detection_power,
+    fit_temperature,
     holm,
     mean_interval,
     predicted_spread,
@@ -184,3 +186,34 @@ def test_holms_correction_names_the_smallest_first_and_never_falls():
         {"a": 0.03, "c": 0.05, "b": 0.05}
     )
     assert list(holm({"b": 0.03, "a": 0.01, "c": 0.025})) == ["a", "c", "b"]
+
+
+# Calibration
+
+
+def drawn_labels(temperature, n=20_000):
+    """Logits, and labels drawn with the probabilities softmax(logits / temperature)."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (n, 10))
+    probabilities = scipy.special.softmax(logits / temperature, axis=1)
+    sums = probabilities.cumsum(1)
+    return logits, (generator.random((n, 1)) > sums).sum(1).clip(max=9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found_with_which_the_labels_were_drawn(temperature):
+    logits, labels = drawn_labels(temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+    right = scipy.special.softmax(logits / temperature, axis=1)
+    sharper = scipy.special.softmax(logits / (temperature / 2), axis=1)
+    assert calibration_error(right, labels) < 1.2
+    assert calibration_error(sharper, labels) > 5
+
+
+def test_the_calibration_error_is_the_mean_difference_of_confidence_and_accuracy_by_bin():
+    confidence = np.array([0.6, 0.6, 0.9, 0.9])
+    probabilities = np.zeros((4, 10))
+    probabilities[:, 3], probabilities[:, 4] = confidence, 1 - confidence
+    labels = np.array([3, 4, 3, 3])  # half right at 0.6, all right at 0.9
+    assert calibration_error(probabilities, labels, bins=2) == pytest.approx(10)
+    assert calibration_error(probabilities, labels, bins=1) == pytest.approx(0)
