@@ -13,7 +13,7 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference test stress lint unit nbval lab notebooks lock clean help
+.PHONY: run reference test stress lint unit nbval lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/python -m mnistlib notebooks
@@ -45,6 +45,11 @@ lab: $(READY)            ## open JupyterLab on the notebooks
 
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
 	@$(BIN)/python -m mnistlib notebooks --in-place
+
+site: $(READY)           ## build README, notebooks and texts as a site in build/site (nothing is executed)
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx -b html -W --keep-going -E -q -c docs -d build/doctrees . build/site
+	@echo "The site is in build/site; open build/site/index.html"
 
 lock:                    ## pin what pyproject.toml asks for, pins that exist kept (needs uv)
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip compile pyproject.toml --extra test --universal --generate-hashes \
