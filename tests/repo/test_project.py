@@ -108,7 +108,7 @@ def test_the_quick_recipes_reach_their_bars(recipe, n, accuracy):
 )
 def test_the_released_checkpoints_are_seed_0_and_what_their_rows_say(recipe, kind, mark):
     path = released_checkpoint(recipe)
-    assert [path] == list(path.parent.glob("*"))
+    assert [path] == list(path.parent.glob("*.pth"))
     content = load_checkpoint(path)
     runs = read_results()
     row = runs[(runs["recipe"] == recipe) & (runs["seed"] == 0)].iloc[0]
