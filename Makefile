@@ -13,7 +13,7 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference test stress lint unit nbval lab notebooks site lock clean help
+.PHONY: run reference test stress browser lint unit nbval lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/python -m mnistlib notebooks
@@ -27,6 +27,9 @@ test: lint               ## lint, unit tests, every notebook compared with its c
 
 stress: $(READY)         ## try the faults at length and write outputs/results/faults.csv (about 20 minutes)
 	@$(BIN)/python -m pytest -m stress tests
+
+browser: $(READY)        ## try the page to draw on and JupyterLab in an installed Chromium or Chrome (minutes)
+	@$(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(READY)           ## style, format, types, and which file may import which
 	@$(BIN)/ruff check --no-cache .
