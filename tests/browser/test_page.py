@@ -1,0 +1,372 @@
+"""The page to draw on, in a real browser: what it answers, to whom, and what it asks for."""
+
+import statistics
+import threading
+import warnings
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from drawing import PAGE, PICTURES, STROKES, changed, draw, places
+
+from mnistlib import load_mnist, load_model, released_checkpoint
+
+pytestmark = pytest.mark.browser
+PERCENT = "e => Array.from(e.querySelectorAll('.percent'), item => item.textContent)"
+
+
+def shown(page):
+    """Return the large answer on the page."""
+    return page.locator("#verdict").inner_text()
+
+
+def pictures():
+    """Return 100 test images, or of the embedded sample."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        digits = load_mnist()
+    images = digits.train_images if digits.source == "sample" else digits.test_images
+    return images[:: len(images) // 100][:100]
+
+
+def difference(page):
+    """Return the largest difference of a probability between the page and torch, 100 images."""
+    images = pictures()
+    ask = "all => all.map(p => mnist.predict(new Uint8Array(p)).probabilities)"
+    here = torch.tensor(page.evaluate(ask, images.flatten(1).tolist()), dtype=torch.float64)
+    with torch.no_grad():
+        logits = load_model(released_checkpoint()).eval()(images).double()
+    there = torch.softmax(logits / page.evaluate("mnist.model.temperature"), 1)
+    assert here.shape == there.shape == (100, 10)
+    return float((here - there).abs().max())
+
+
+# What it answers
+
+
+@pytest.mark.parametrize("digit", STROKES)
+def test_a_drawn_digit_is_recognised(open_page, digit):
+    page = open_page()
+    draw(page, STROKES[digit])
+    page.screenshot(path=PICTURES / f"drawn-{digit}.png", full_page=True)
+    assert shown(page) == str(digit)
+
+
+def test_probabilities_are_those_of_torch(open_page):
+    largest = difference(open_page())
+    print(f"\nlargest difference of a probability: {largest:.1e}")
+    assert largest < 1e-4
+
+
+def test_another_batch_norm_would_be_noticed(open_page, tmp_path):
+    assert difference(open_page(changed(tmp_path, eps=0.01))) > 1e-4
+
+
+def test_size_and_place_of_the_drawing_do_not_matter(open_page):
+    page = open_page()
+    for size, x, y in [(0.25, 0.05, 0.1), (0.4, 0.55, 0.5), (1.15, -0.07, -0.07)]:
+        page.get_by_role("button", name="Clear").click()
+        draw(page, [[(x + size * a, y + size * b) for a, b in s] for s in STROKES[5]])
+        assert shown(page) == "5"
+
+
+def test_the_network_sees_the_drawing_as_mnist_would_have_it(open_page):
+    page = open_page()
+    draw(page, [[(0.1 + 0.3 * a, 0.6 + 0.3 * b) for a, b in s] for s in STROKES[4]])
+    seen = torch.tensor(page.evaluate("Array.from(mnist.pixels)")).view(28, 28).double()
+    rows, columns = (torch.nonzero((seen > 100).any(i)).flatten() for i in (1, 0))
+    sides = [int(i[-1] - i[0]) + 1 for i in (rows, columns)]
+    assert 18 <= max(sides) <= 20
+    assert seen.max() == 255
+    middle = [float((seen.sum(i) * torch.arange(28)).sum() / seen.sum()) for i in (0, 1)]
+    assert middle == pytest.approx([13.5, 13.5], abs=0.6)
+    painted = page.evaluate(
+        "() => Array.from(document.getElementById('input').getContext('2d')"
+        ".getImageData(0, 0, 28, 28).data).filter((_, i) => i % 4 === 0)"
+    )
+    assert painted == seen.flatten().int().tolist()
+
+
+def test_a_dot_is_not_blown_up_to_a_digit(open_page):
+    page = open_page()
+    draw(page, [[(0.5, 0.5), (0.502, 0.501)]])
+    assert page.evaluate("mnist.pixels.filter(value => value > 0).length") < 40
+
+
+def test_new_probabilities_are_there_within_20_ms_of_a_stroke(open_page):
+    page = open_page()
+    waits = [wait for strokes in STROKES.values() for wait in draw(page, strokes)]
+    print(f"\nmilliseconds: median {statistics.median(waits):.1f}, most {max(waits):.1f}")
+    assert len(waits) > 150
+    assert statistics.median(waits) < 20
+    assert statistics.quantiles(waits, n=20)[-1] < 20  # other programs may take the core at times
+
+
+def test_the_answer_changes_while_one_draws(open_page):
+    page = open_page()
+    seen = set()
+    (x, y), *rest = places(page, STROKES[3][0])
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for x, y in rest:
+        page.mouse.move(x, y)
+        page.evaluate("new Promise(requestAnimationFrame)")
+        seen.add(tuple(page.locator("#bars").evaluate(PERCENT)))
+    page.mouse.up()
+    assert len(seen) > 10
+
+
+# When it does not answer
+
+
+def test_below_the_threshold_it_is_not_sure(open_page, tmp_path):
+    page = open_page(changed(tmp_path, sure=1.01, evidence=None))
+    draw(page, STROKES[3])
+    assert shown(page) == "Not sure"
+    assert "perhaps 3 (" in page.locator("#detail").inner_text()
+    assert page.evaluate("mnist.answer") == "not sure"
+
+
+def test_with_little_evidence_it_is_not_a_digit(open_page, tmp_path):
+    page = open_page(changed(tmp_path, sure=0, evidence=1e6))
+    draw(page, STROKES[3])
+    assert shown(page) == "Not a digit"
+    page = open_page(changed(tmp_path, sure=0, evidence=-1e6))
+    draw(page, STROKES[3])
+    assert shown(page) == "3"
+
+
+def test_the_thresholds_are_compared_with_probability_and_undivided_logits(open_page, tmp_path):
+    page = open_page()
+    draw(page, STROKES[2])
+    result = page.evaluate("mnist.predict(mnist.pixels)")
+    sure = max(result["probabilities"])
+    evidence = float(torch.tensor(result["logits"], dtype=torch.float64).logsumexp(0))
+    for sign, answer in [(-1, "2"), (1, "Not sure")]:
+        page = open_page(changed(tmp_path, sure=sure + sign * 1e-6, evidence=evidence - 1e-3))
+        draw(page, STROKES[2])
+        assert shown(page) == answer
+    page = open_page(changed(tmp_path, sure=0, evidence=evidence + 1e-3))
+    draw(page, STROKES[2])
+    assert shown(page) == "Not a digit"
+
+
+def test_an_empty_field_is_not_answered(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Clear").click()
+    assert shown(page) == "Draw a digit"
+    assert set(page.locator("#bars").evaluate(PERCENT)) == {"–"}
+
+
+# The layers
+
+
+def test_every_layer_shows_its_feature_maps_and_they_change_with_the_drawing(open_page):
+    page = open_page()
+    names = page.locator("figcaption b").all_inner_texts()
+    layers = ["conv1", "conv2", "conv3", "pool1", "onecross", "conv4", "conv5", "pool2", "conv6"]
+    assert names == layers
+    look = """() => Array.from(document.querySelectorAll("figure"), layer =>
+        Array.from(layer.querySelectorAll("canvas"), canvas => canvas.toDataURL()))"""
+    before = page.evaluate(look)
+    assert [len(maps) for maps in before] == [8, 8, 8, 8, 16, 16, 16, 16, 10]
+    draw(page, STROKES[7])
+    for old, new in zip(before, page.evaluate(look), strict=True):
+        assert sum(a != b for a, b in zip(old, new, strict=True)) > len(old) / 2
+
+
+def test_the_captions_count_13912_parameters(open_page):
+    text = " ".join(open_page().locator("figcaption").all_inner_texts())
+    counts = [int(w.replace(",", "")) for w in text.split() if w.replace(",", "").isdigit()]
+    known = {88, 592, 128, 2336, 7840}
+    assert sum(n for n in counts if n in known) == 13_912
+
+
+# Hands other than the mouse
+
+
+def test_keys_and_buttons_load_the_examples(open_page):
+    page = open_page()
+    for digit in range(10):
+        page.keyboard.press(str(digit))
+        assert shown(page) == str(digit)
+    for digit in (4, 0):
+        page.get_by_role("button", name=f"Example {digit}").focus()
+        page.keyboard.press("Enter")
+        assert shown(page) == str(digit)
+
+
+def test_everything_is_reached_by_the_tabulator_and_its_focus_is_seen(open_page):
+    page = open_page()
+    reached = []
+    for _ in range(13):
+        page.keyboard.press("Tab")
+        name, outline = page.evaluate(
+            "() => [document.activeElement.ariaLabel ?? document.activeElement.textContent,"
+            " getComputedStyle(document.activeElement).outlineWidth]"
+        )
+        assert outline == "3px"
+        reached.append(name)
+    assert set(reached) == {"Dark mode", "Undo", "Clear", *(f"Example {d}" for d in range(10))}
+
+
+def test_undo_and_clear_take_steps_back(open_page):
+    page = open_page()
+    first = page.evaluate("mnist.pixels.join()")
+    draw(page, STROKES[4][:1])
+    half = page.evaluate("mnist.pixels.join()")
+    draw(page, STROKES[4][1:])
+    assert shown(page) == "4"
+    page.keyboard.press("Control+z")
+    assert page.evaluate("mnist.pixels.join()") == half
+    page.keyboard.press("Delete")
+    assert shown(page) == "Draw a digit"
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("mnist.pixels.join()") == half
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("mnist.pixels.join()") == first
+
+
+def test_a_finger_draws_on_a_phone_and_does_not_scroll(open_page):
+    page = open_page(viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
+    hand = page.context.new_cdp_session(page)
+    start = page.evaluate("scrollY")
+    for stroke in STROKES[4]:
+        for i, (x, y) in enumerate(places(page, stroke)):
+            kind = "touchMove" if i else "touchStart"
+            touch = {"type": kind, "touchPoints": [{"x": x, "y": y}]}
+            hand.send("Input.dispatchTouchEvent", touch)
+        hand.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.screenshot(path=PICTURES / "phone.png", full_page=True)
+    assert shown(page) == "4"
+    assert page.evaluate("scrollY") == start
+
+
+def test_a_pen_draws(open_page):
+    page = open_page()
+    hand = page.context.new_cdp_session(page)
+    pen = {"button": "left", "buttons": 1, "clickCount": 1, "pointerType": "pen"}
+    for stroke in STROKES[5]:
+        points = places(page, stroke)
+        steps = ["mousePressed", *["mouseMoved"] * len(points), "mouseReleased"]
+        for kind, (x, y) in zip(steps, [points[0], *points, points[-1]], strict=True):
+            hand.send("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **pen})
+    assert shown(page) == "5"
+
+
+# Eyes and ears
+
+
+def test_whatever_is_a_control_or_a_picture_has_a_name(open_page):
+    page = open_page()
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    named = {}
+    for node in tree:
+        if not node["ignored"]:
+            name = node.get("name", {}).get("value", "")
+            named.setdefault(node["role"]["value"], []).append(name)
+    assert len(named["button"]) == 13
+    assert len(named["image"]) == 2 + 8 + 10
+    assert len(named["region"]) == 5
+    for role in ("button", "image", "region", "heading"):
+        assert all(named[role]), role
+    assert {"main", "banner", "contentinfo"} <= set(named)
+    assert "Canvas" not in named
+
+
+def test_a_screen_reader_is_told_the_answer_after_each_stroke(open_page):
+    page = open_page()
+    spoken = page.locator("[aria-live=polite]")
+    assert spoken.inner_text() == ""
+    draw(page, STROKES[2])
+    assert spoken.inner_text().startswith("Answer: 2, probability ")
+    page.keyboard.press("8")
+    page.wait_for_function("document.querySelector('[aria-live]').innerText.includes(': 8,')")
+    page.keyboard.press("Delete")
+    page.wait_for_function("document.querySelector('[aria-live]').innerText.includes('empty')")
+
+
+def contrast(page, selector):
+    """Return the contrast between the text of an element and the nearest ground behind it."""
+    colours = page.locator(selector).first.evaluate("""element => {
+        const text = getComputedStyle(element).color;
+        const clear = e => getComputedStyle(e).backgroundColor === "rgba(0, 0, 0, 0)";
+        while (clear(element)) element = element.parentElement;
+        return [text, getComputedStyle(element).backgroundColor];
+    }""")
+    light = []
+    for colour in colours:
+        rgb = [int(part) / 255 for part in colour[4:-1].split(",")]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light), light[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_schemes_are_followed_readable_and_switched(open_page, scheme):
+    page = open_page(color_scheme=scheme)
+    draw(page, STROKES[3])
+    page.screenshot(path=PICTURES / f"{scheme}.png", full_page=True)
+    for selector in ("h1", "header .soft", "#detail", ".shortcut span", ".best b", "button"):
+        assert contrast(page, selector)[0] >= 4.5, selector
+    map_of = "document.querySelector('figure canvas').toDataURL()"
+    before, old = contrast(page, "body")[1], page.evaluate(map_of)
+    assert (before < 0.1) == (scheme == "dark")
+    page.get_by_role("button", name="Dark mode").click()
+    page.wait_for_function(f"{map_of} !== {old!r}")
+    assert (contrast(page, "body")[1] < 0.1) == (scheme == "light")
+    assert shown(page) == "3"
+
+
+@pytest.mark.parametrize("width", [320, 390, 700, 992, 1000, 1400])
+def test_nothing_sticks_out_at_the_side(open_page, width):
+    page = open_page(viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_nothing_moves_for_those_who_asked_for_that(open_page):
+    how = "getComputedStyle(document.querySelector('#bars i'), '::before').transitionDuration"
+    assert open_page(reduced_motion="no-preference").evaluate(how) == "0.08s"
+    assert open_page(reduced_motion="reduce").evaluate(how) == "0s"
+
+
+# What it takes
+
+
+def test_the_file_is_small_and_names_no_address():
+    assert PAGE.stat().st_size <= 300_000
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count("://") == text.count("http://www.w3.org/2000/svg") == 1
+
+
+@pytest.mark.parametrize(("policy", "asked"), [("", 0), ("out of force", 2)])
+def test_the_page_may_not_ask_the_network_for_anything(browser, tmp_path, policy, asked):
+    """Not by mistake either: its own policy refuses, and without it the requests would arrive."""
+    path = tmp_path / "draw.html"
+    name = "Content-Security-Policy"
+    path.write_text(PAGE.read_text("utf-8").replace(name, policy or name), "utf-8")
+    arrived = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self):
+            arrived.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever).start()
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        page.evaluate(
+            """async address => {
+            await fetch(address + "/fetched").catch(() => 0);
+            const image = Object.assign(new Image, { src: address + "/seen" });
+            await new Promise(done => image.onload = image.onerror = done);
+        }""",
+            f"http://127.0.0.1:{server.server_port}",
+        )
+        page.close()
+        server.shutdown()
+    assert len(arrived) == asked
