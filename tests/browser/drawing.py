@@ -97,7 +97,8 @@ def main() -> None:
         below = page.locator("section", has=page.locator("#layers-title")).bounding_box()
         size = {"width": 1400, "height": below["y"] + below["height"] + 20}
         page.screenshot(path=path, clip={"x": 0, "y": 0, **size}, full_page=True)
-    Image.open(path).convert("RGB").save(path, optimize=True)
+    few = Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+    few.save(path, optimize=True)
     print(path, path.stat().st_size)
 
 

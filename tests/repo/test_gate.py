@@ -89,12 +89,15 @@ def test_a_cell_that_times_out_fails_whatever_it_does_with_the_interrupt(project
     assert bad == {f"{name}.ipynb::Cell {i}" for name, cells in wanted.items() for i in cells}
 
 
-def test_the_long_tests_run_only_when_they_are_asked_for(project):
-    long = "import pytest\n\n@pytest.mark.stress\ndef test_long(): pass\n\ndef test_short(): pass\n"
-    (project / "test_unit.py").write_text(long)
+def test_the_long_tests_and_those_in_a_browser_run_only_when_they_are_asked_for(project):
+    marks = ("stress", "browser")
+    marked = [f"@pytest.mark.{mark}\ndef test_{mark}(): pass\n" for mark in marks]
+    text = "\n".join(["import pytest\n", *marked, "def test_short(): pass\n"])
+    (project / "test_unit.py").write_text(text)
     quick = ("-p", "no:nbval")  # which takes two seconds to import
-    assert "1 passed, 1 deselected" in run_pytest(project, *quick, "test_unit.py")[1]
-    status, said = run_pytest(project, *quick, "-m", "stress", "test_unit.py", "-rA")
-    assert status == 0
-    assert re.findall(r"^PASSED (\S+)", said, re.MULTILINE) == ["test_unit.py::test_long"]
-    assert "-m stress" in (ROOT / "Makefile").read_text()
+    assert "1 passed, 2 deselected" in run_pytest(project, *quick, "test_unit.py")[1]
+    for mark in marks:
+        status, said = run_pytest(project, *quick, "-m", mark, "test_unit.py", "-rA")
+        assert status == 0
+        assert re.findall(r"^PASSED (\S+)", said, re.MULTILINE) == [f"test_unit.py::test_{mark}"]
+        assert f"-m {mark}" in (ROOT / "Makefile").read_text()
