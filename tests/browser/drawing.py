@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "outputs" / "checkpoints" / "best" / "draw.html"
 PICTURES = ROOT / "outputs" / "runs" / "browser"
-# the last four keep the browser itself from calling home
+# the last five keep the browser itself from calling home
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
 

@@ -75,8 +75,8 @@ def lab(tmp_path_factory):
         server.kill()
         pytest.fail(f"JupyterLab did not start: {(folder / 'log').read_text()}")
     yield address
-    server.terminate()  # which ends the kernels too
-    server.wait(60)
+    server.kill()  # on SIGTERM it can take a minute; its kernels have ended by now
+    server.wait()
 
 
 @pytest.fixture
