@@ -11,7 +11,6 @@ import scipy.ndimage
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from .. import evaluate, load_mnist, load_model, released_checkpoint
@@ -167,12 +166,9 @@ def severities(image: Tensor, title: str) -> None:
             for ax, severity in zip(row, case.severities, strict=False):
                 ax.axis("on")
                 show_digit(ax, transform(image[None], name, severity)[0], f"{severity:g}")
-                _frame(ax, "black" if severity == case.neutral else "#cccccc")
+                if severity == case.neutral:
+                    ax.spines[:].set(color="black")
             row[0].set_ylabel(name, fontsize=8)
-
-
-def _frame(ax: Axes, color: str) -> None:
-    ax.spines[:].set(color=color, linewidth=2 if color == VALIDATION else 1)
 
 
 def plate(
@@ -193,10 +189,9 @@ def plate(
     rows = math.ceil(len(wrong) / 10)
     with figure(title, size=(7, 0.25 + 0.88 * rows), nrows=rows, ncols=10) as (_, axes):
         for ax, i in zip(axes, wrong, strict=False):
-            text = f"{labels[i]}→{answers[i]}  {100 * confidence[i]:.0f} %"
-            show_digit(ax, images[i], text)
+            show_digit(ax, images[i], f"{labels[i]}→{answers[i]} {100 * confidence[i]:.1f} %")
             if i in marked:
-                _frame(ax, VALIDATION)
+                ax.spines[:].set(color=VALIDATION, linewidth=2)
                 ax.title.set_color(VALIDATION)
         for ax in axes[len(wrong) :]:
             ax.axis("off")
@@ -211,22 +206,16 @@ def seed_counts(times: np.ndarray, disputed: np.ndarray, title: str) -> None:
         title: the finding.
     """
     ticks = np.arange(1, times.max() + 1)
-    counts = [
-        np.bincount(times[part], minlength=len(ticks) + 1)[1:] for part in (~disputed, disputed)
-    ]
+    bottom = np.zeros(len(ticks), int)
     with figure(title, f"n = {len(times):,} test images", (7, 2.9)) as (_, (ax,)):
-        ax.bar(ticks, counts[0], color=TRAIN)
-        ax.bar(ticks, counts[1], bottom=counts[0], color=VALIDATION)
-        ax.bar_label(ax.containers[1], sum(counts), fontsize=8)
-        note(
-            ax,
-            "disputed label",
-            (0.98, 0.9),
-            xycoords="axes fraction",
-            ha="right",
-            color=VALIDATION,
-        )
-        note(ax, "other images", (0.98, 0.8), xycoords="axes fraction", ha="right", color=TRAIN)
+        looks = ("other images", ~disputed, TRAIN), ("disputed label", disputed, VALIDATION)
+        for row, (name, part, color) in enumerate(looks):
+            counts = np.bincount(times[part], minlength=len(ticks) + 1)[1:]
+            drawn = ax.bar(ticks, counts, bottom=bottom, color=color)
+            bottom = bottom + counts
+            place = (0.98, 0.8 + 0.1 * row)
+            note(ax, name, place, xycoords="axes fraction", ha="right", color=color)
+        ax.bar_label(drawn, bottom, fontsize=8)
         ax.set(xlabel="seeds that misclassify the image", ylabel="images", xticks=ticks)
         ax.grid(axis="x", visible=False)
 
@@ -242,30 +231,30 @@ def reliability(
         title: the finding.
         bins: number of bins of equal size, from the least to the most confident images.
     """
-    subtitle = (
-        f"n = {len(labels):,} images in {bins} bins of equal size; bars: 95 % Wilson intervals"
-    )
-    grid = {"ncols": 2, "sharex": True, "sharey": True}
-    with figure(title, subtitle, (7, 3.4), **grid) as (_, axes):
+    subtitle = f"n = {len(labels):,}, {bins} bins of equal size; lines: 95 % Wilson intervals"
+    low, high, ticks = 0.008, 40, (0.01, 0.1, 1, 10)  # percent; the axes begin above zero
+    with figure(title, subtitle, (7, 3.5), ncols=2, sharey=True) as (_, axes):
         for k, (ax, when) in enumerate(zip(axes, ("before", "after"), strict=True)):
             for recipe, pair in networks.items():
                 order = np.argsort(pair[k].max(1), kind="stable")
-                wrong = (pair[k].argmax(1) != labels)[order]
                 doubt = 100 * (1 - pair[k].max(1)[order])
-                for own, x in zip(
-                    np.array_split(wrong, bins), np.array_split(doubt, bins), strict=True
-                ):
-                    found = scipy.stats.binomtest(int(own.sum()), len(own)).proportion_ci(
-                        method="wilson"
-                    )
-                    ends = 100 * max(found.low, 1e-4), 100 * found.high
-                    ax.plot([x.mean()] * 2, ends, color=COLORS[recipe], lw=1, alpha=0.6)
-                    ax.plot(x.mean(), 100 * own.mean() or np.nan, "o", ms=4, color=COLORS[recipe])
-            ax.axline((0.01, 0.01), (1, 1), color="black", lw=0.8, ls=":")
+                wrong = (pair[k].argmax(1) != labels)[order]
+                for part in np.array_split(np.arange(len(order)), bins):
+                    expected, errors = doubt[part].mean(), int(wrong[part].sum())
+                    found = scipy.stats.binomtest(errors, len(part)).proportion_ci(method="wilson")
+                    ends = max(100 * found.low, low), 100 * found.high
+                    ax.plot([expected] * 2, ends, color=COLORS[recipe], lw=1, alpha=0.6)
+                    dot = 100 * errors / len(part) if errors else np.nan
+                    ax.plot(expected, dot, "o", ms=4, color=COLORS[recipe])
+            ax.plot((low, high), (low, high), color="black", lw=0.8, ls=":")
+            ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
             for axis in (ax.xaxis, ax.yaxis):
-                log_axis(axis)
-            ax.set(xlabel="expected error: 100 - mean confidence (%)", ylim=(0.008, 30))
-            note(ax, f"{when} temperature scaling", (0.03, 0.93), xycoords="axes fraction")
+                axis.set_ticks(ticks)
+                axis.set_major_formatter("{x:g}")
+            ax.set_xlabel("expected error: 100 - mean confidence (%)")
+            lines = {f"{when} temperature scaling": "black", **COLORS}
+            for row, (text, color) in enumerate(lines.items()):
+                note(ax, text, (0.03, 0.93 - 0.07 * row), xycoords="axes fraction", color=color)
         axes[0].set_ylabel("observed error (%)")
 
 
@@ -274,7 +263,7 @@ def confidences(probabilities: Mapping[str, np.ndarray], title: str) -> None:
     n = len(next(iter(probabilities.values())))
     with figure(title, f"n = {n:,} images", (7, 2.6)) as (_, (ax,)):
         for k, (recipe, own) in enumerate(probabilities.items()):
-            look = {"bins": np.linspace(20, 100, 81), "alpha": 0.6, "color": COLORS[recipe]}
+            look = {"bins": np.linspace(10, 100, 91), "alpha": 0.6, "color": COLORS[recipe]}
             ax.hist(100 * own.max(1), **look)
             place = (0.02, 0.88 - 0.11 * k)
             note(ax, recipe, place, xycoords="axes fraction", color=COLORS[recipe], fontsize=9)
@@ -309,7 +298,7 @@ def occlusion(model: nn.Module, image: Tensor, side: int = 7) -> Tensor:
 def saliency(images: Tensor, maps: Sequence[Tensor], captions: Sequence[str], title: str) -> None:
     """Draw images `(N, 1, 28, 28)`, and below each its map from `occlusion`, all on one scale."""
     limit, n = max(float(one.abs().max()) for one in maps), len(images)
-    with figure(title, size=(7, 2.9), nrows=2, ncols=n) as (fig, axes):
+    with figure(title, size=(7, 2.7), nrows=2, ncols=n) as (fig, axes):
         for k, (image, one) in enumerate(zip(images, maps, strict=True)):
             show_digit(axes[k], image, captions[k])
             show_digit(axes[n + k], image)

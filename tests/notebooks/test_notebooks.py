@@ -26,7 +26,7 @@ def cells(path, kind):
 
 
 def test_the_notebooks_are_there():
-    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "08", "09"]
+    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "08", "09", "10"]
 
 
 @each_notebook
@@ -73,7 +73,7 @@ def test_it_defines_no_long_function_and_reaches_for_no_path_or_package(path):
 
 STUDIES = {
     "01": "architecture", "02": "architecture", "05": "seeds", "06": "ablations", "08": "speed",
-    "09": "reproducibility",
+    "09": "reproducibility", "10": "errors",
 }  # fmt: skip
 
 
@@ -117,6 +117,8 @@ def test_it_imports_public_names_plots_experiments_and_its_own_study(path):
         ("08", "DataLoader("),
         ("08", "optimizer.step()"),
         ("09", 'load_checkpoint(resumed.checkpoint)["training"]'),
+        ("10", "powers = p ** (1 / temperature)"),
+        ("10", "scipy.stats.bootstrap("),
     ],
 )
 def test_the_reader_sees_the_thing_itself(number, thing):
@@ -142,6 +144,7 @@ PARAMETERS = {
     "06": {"least": ([2, 8], [0, 1, 9, 1000])},
     "08": {"seed": ([0, 7], [-1, "one", 2**31])},
     "09": {"stop_after": ([1, 5], [0, 6, 7]), "seed": ([0], [-1])},
+    "10": {"bins": ([5, 50], [4, 51, 7.5]), "side": ([3, 15], [1, 4, 17, "wide"])},
 }
 CASES = [
     pytest.param(number, name, value, good, id=f"{number} {name}={value!r}")
@@ -213,6 +216,7 @@ def known_numbers():
     threes = ("conv1", "conv2", "conv3", "conv4", "conv5")
     counts = [*totals.values(), weights["conv6"], 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
     counts += [20_000]  # the requirement
+    counts += [1_797]  # of scikit-learn's digits, which notebook 10 counts
     counts += [RECIPES["best"].epoch_images, 10_000 - 15]  # without the disputed labels of 05
     counts += [sum(p.numel() for p in course.build().parameters()) for course in BASELINES.values()]
     shares = [
