@@ -153,10 +153,23 @@ def do_bench(args: argparse.Namespace) -> int:
         --only TEXT: measure only what has this text in its kind or name
         --ladder: train the steps instead of timing them
         --curves BASELINE: train reference, keras, pytorch or one-epoch instead
+        --latency: time answers instead, of best and of the examples of Keras and PyTorch, by torch
+            and onnxruntime, on one thread; rows are added to latency.csv
         --seeds FROM:TO: seeds for --ladder and --curves [default: 0:1]
         --ledger FOLDER: ledger to which the rows are added
     """
     check_ledger(args.ledger)
+    if args.latency:
+        from .studies.export import latency
+        from .studies.export_formats import check_extra
+        from .studies.speed import example_networks
+
+        check_extra()  # before digits are loaded
+        best = mnistlib.load_model(mnistlib.released_checkpoint())
+        digits = mnistlib.load_mnist("mnist")
+        path = latency({"best": best} | example_networks(), digits, args.ledger, args.repetitions)
+        print(f"rows are in {path}")
+        return 0
     from .experiments.sweep import sweep
     from .studies.speed import BASELINES, bench, curves, recipe_steps
 
@@ -219,6 +232,27 @@ def do_predict(args: argparse.Namespace) -> int:
     for path, row in zip(args.images, mnistlib.predict(model, pictures), strict=True):
         (p, q), (first, second) = (values.tolist() for values in row.topk(2))
         print(f"{path}: {first} ({100 * p:.1f} %), then {second} ({100 * q:.1f} %)")
+    return 0
+
+
+def do_export(args: argparse.Namespace) -> int:
+    """Write a checkpoint as ONNX and safetensors, with a model card and a page to draw on.
+
+    The files are called after the recipe, the int8 one of ONNX with -int8, and MODEL_CARD.md and
+    draw.html. The model card explains how each of them is used.
+
+    Options:
+        checkpoint FILE ?: without it, the released checkpoint of best
+        --folder FOLDER: without it, the folder of the checkpoint
+    """
+    from .studies.export import export
+    from .studies.export_formats import check_extra
+
+    check_extra()  # before digits are loaded
+    path = args.checkpoint or mnistlib.released_checkpoint()
+    mnistlib.load_checkpoint(path)
+    for file in export(path, mnistlib.load_mnist(), args.folder):
+        print(f"{file}: {file.stat().st_size:,} bytes")
     return 0
 
 

@@ -29,7 +29,7 @@ def headline(folder: Path | None = None) -> str:
         seconds = timed.get(name, rows["seconds"].median())
         lines.append(
             f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | "
-            f"{_mean_interval(rows['test_accuracy'])} | {rows['test_loss'].mean():.3f} | "
+            f"{mean_with_interval(rows['test_accuracy'])} | {rows['test_loss'].mean():.3f} | "
             f"{len(rows)} | {seconds:.0f} |"
         )
     return "\n".join(lines)
@@ -101,6 +101,42 @@ def promises(folder: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+def latency(folder: Path | None = None) -> str:
+    """Return the README's table of how long answers take, from the last session of `latency.csv`.
+
+    Microseconds per image, median and range of the rounds; ratios are taken within a round.
+    """
+    rows = read_results("latency", folder)
+    rows = rows[rows["go"] == rows["go"].max()].copy()
+    rows["us"] = 1e6 * rows["seconds"] / (rows["calls"] * rows["batch"])
+    wide = rows.pivot(index=["batch", "network", "repetition"], columns="runtime", values="us")
+    networks = rows.drop_duplicates("network").set_index("network")["parameters"]
+    runtimes = ("torch", "onnxruntime", "onnxruntime int8")
+    lines = [
+        "| images at a time | network | parameters | "
+        + " | ".join(f"{runtime}, µs per image" for runtime in runtimes)
+        + f" | onnxruntime's time in times that of `{networks.index[0]}` |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for batch in rows["batch"].unique():
+        ours = wide.loc[(batch, networks.index[0])]["onnxruntime"]
+        for network, parameters in networks.items():
+            own = wide.loc[(batch, network)]
+            times = " | ".join(_median_range(own[runtime], ",.0f") for runtime in runtimes)
+            ratio = _median_range(own["onnxruntime"] / ours, ".2f")
+            ratio = "1" if network == networks.index[0] else ratio
+            lines.append(f"| {batch:,} | `{network}` | {parameters:,} | {times} | {ratio} |")
+    return "\n".join(lines)
+
+
+def mean_with_interval(values: pd.Series) -> str:
+    """Return the mean with its 95 % interval over seeds (Student's t) as text."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.2f} % (one seed)"
+    mean, low, high = mean_interval(list(values))
+    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"
+
+
 def beside_published(
     title: str,
     seen: Mapping[str, Evaluation],
@@ -165,7 +201,10 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     if not readme.is_file():
         raise LedgerError(f"{readme} is not there: the report is part of the repository")
     text = new = readme.read_text(encoding="utf-8")
-    for name, block in {"headline": headline(), "speed": speed(), "promises": promises()}.items():
+    blocks = {"headline": headline(), "speed": speed(), "promises": promises()}
+    if (outputs_folder() / "results" / "latency.csv").is_file():
+        blocks["latency"] = latency()
+    for name, block in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
         if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
             raise LedgerError(f"{readme} must have the marks {begin} and {end} once, in order")
@@ -176,17 +215,10 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     return new != text
 
 
-def _median_range(values: pd.Series) -> str:
-    return f"{values.median():.1f} ({values.min():.1f} to {values.max():.1f})"
+def _median_range(values: pd.Series, style: str = ".1f") -> str:
+    low, middle, high = (format(value, style) for value in values.quantile([0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
 
 
 def _mean_range(values: pd.Series) -> str:
     return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
-
-
-def _mean_interval(values: pd.Series) -> str:
-    """Return the mean with its 95 % interval over seeds (Student's t) as text."""
-    if len(values) == 1:
-        return f"{values.iloc[0]:.2f} % (one seed)"
-    mean, low, high = mean_interval(list(values))
-    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"

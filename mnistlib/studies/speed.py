@@ -52,6 +52,11 @@ class _Normalised(nn.Sequential):
         return super().forward(normalise(pixels, self))
 
 
+class _Scaled(nn.Sequential):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels / 255)
+
+
 def _keras_convnet() -> nn.Module:
     """Build the network of Keras' example mnist_convnet from its layer list: 34,826 parameters."""
     return nn.Sequential(
@@ -91,6 +96,11 @@ BASELINES = {
         lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps, 0.7),
     ),
 }
+
+
+def example_networks() -> dict[str, nn.Module]:
+    """Return the networks of Keras' and PyTorch's examples, untrained, for uint8 pixels."""
+    return {"keras": _Scaled(_keras_convnet()), "pytorch": _pytorch_example()}
 
 
 def recipe_steps() -> dict[str, Config]:

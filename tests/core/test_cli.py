@@ -112,6 +112,9 @@ def ends_with_an_error_line(arguments, capsys) -> str:
         ("predict text.png --checkpoint good.pth", "text.png"),
         ("predict missing.png --checkpoint good.pth", "missing.png"),
         ("predict text.png --checkpoint broken.pth", "broken.pth"),
+        ("export broken.pth", "broken.pth"),
+        ("export missing.pth", "missing.pth"),
+        ("export good.pth", "folder unset has no train-images"),
         ("notebooks no-such-notebook", "no-such-notebook"),
     ],
 )
@@ -425,7 +428,16 @@ def test_help_explains_every_setting(capsys, monkeypatch, command):
 
 def test_every_option_of_a_command_is_explained(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "1000")
-    for command in ("train", "sweep", "bench", "audit", "evaluate", "predict", "notebooks"):
+    for command in (
+        "train",
+        "sweep",
+        "bench",
+        "audit",
+        "evaluate",
+        "predict",
+        "export",
+        "notebooks",
+    ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out.split("options:\n")[1].splitlines()
@@ -449,6 +461,9 @@ def test_options_are_read_as_what_they_are(desk):
     assert read("evaluate")["checkpoint"] is None
     assert read("evaluate a")["checkpoint"] == Path("a")
     assert read("predict a b")["images"] == [Path("a"), Path("b")]
+    assert (read("export")["checkpoint"], read("export")["folder"]) == (None, None)
+    assert read("export --folder a")["folder"] == Path("a")
+    assert read("bench --latency")["latency"]
     notebooks = read("notebooks 03 -p seed 1 --parameter mark b --in-place")
     assert notebooks["parameter"] == [["seed", "1"], ["mark", "b"]]
     assert (notebooks["names"], notebooks["in_place"]) == (["03"], True)
@@ -494,7 +509,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "sweep", "bench", "audit", "evaluate", "predict", "notebooks", "report"],
+    ["train", "sweep", "bench", "audit", "evaluate", "predict", "export", "notebooks", "report"],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -516,4 +531,4 @@ def test_the_commands_are_all_explained(capsys):
         if name.startswith("do_")
     }
     assert set(listed) == functions
-    assert len(functions) == 8
+    assert len(functions) == 9

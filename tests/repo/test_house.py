@@ -86,6 +86,7 @@ BREAKS = [
     ("circles", "a_file_that_was_given_no_place.py", ""),
     ("studies", "studies/seeds.py", "from . import architecture"),
     ("studies", "studies/ablations.py", "from .speed_loop import LoopOptions"),
+    ("studies", "studies/pictures.py", "from .export_formats import to_onnx"),
     ("studies", "studies/speed_loop.py", "from . import speed"),
     ("top", "studies/pictures.py", "from .. import run_notebooks"),
     ("top", "run_notebooks.py", FOR_TYPES.format("from . import __main__")),
@@ -144,12 +145,22 @@ def test_importing_the_package_loads_no_library_that_only_experiments_and_figure
 
 
 def test_all_but_the_runner_of_notebooks_works_without_the_extras():
-    extras = PYPROJECT["project"]["optional-dependencies"]
-    names = [line.split(">")[0].replace("-", "_") for line in extras["notebooks"] + extras["dask"]]
+    extras = PYPROJECT["project"]["optional-dependencies"].items()
+    lines = [line for extra, lines in extras if extra != "test" for line in lines]
+    names = [line.split(">")[0].replace("-", "_") for line in lines]
     others = [name for name in imports() if not name.endswith(("__main__", "run_notebooks"))]
     said = python(f"""
-import importlib, sys
-sys.modules.update(dict.fromkeys({names}))  # each import of one of them fails
+import importlib.util, sys
+from importlib.machinery import PathFinder
+
+class WithoutExtras(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *where):
+        return None if name.partition(".")[0] in {names} else super().find_spec(name, *where)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutExtras
+for name in {names}:
+    assert importlib.util.find_spec(name) is None
 for name in {others}:
     importlib.import_module(name)
 from mnistlib.__main__ import main
@@ -175,7 +186,7 @@ def test_the_core_is_read_in_one_sitting():
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 3_396
+    assert sum(map(code_lines, FILES)) <= 3_780
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):
@@ -191,7 +202,7 @@ def test_no_line_of_the_package_is_longer_than_100_characters(path):
 
 
 def test_few_files_import_each_other():
-    assert sum(map(len, imports().values())) <= 99
+    assert sum(map(len, imports().values())) <= 112
 
 
 def test_no_chain_of_imports_has_more_than_nine_floors():

@@ -120,9 +120,9 @@ def test_no_tracked_file_names_a_path_of_one_machine():
     pattern = re.compile(rf"(?<![\w.$}}])/({folders})/[\w.]+")
     for path in tracked():
         if path.suffix not in {".png", ".pth"}:
-            found = pattern.search(path.read_text(encoding="utf-8"))
+            found = pattern.search(path.read_text(encoding="utf-8", errors="replace"))
             assert not found, f"{found[0]} in {path.name}"
 
 
-def test_the_working_tree_stays_under_ten_megabytes():
-    assert sum(path.stat().st_size for path in tracked()) < 10_000_000
+def test_the_working_tree_stays_under_twelve_megabytes():
+    assert sum(path.stat().st_size for path in tracked()) < 12_000_000
