@@ -8,12 +8,13 @@ done, 1 error with an explanation, 2 wrong command line, 130 interrupted by Ctrl
 import argparse
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mnistlib import Config, ConfigError
 from .checkpoint import latest_checkpoint
 from .config import DEFAULT_RECIPE, check_allowed
 from .experiments.ledger import check_ledger, collect, commit, record
-from .paths import runs_folder
+from .paths import outputs_folder, runs_folder, write_atomically
 from .runtime import pick_device
 
 
@@ -219,19 +220,81 @@ def do_evaluate(args: argparse.Namespace) -> int:
 
 
 def do_predict(args: argparse.Namespace) -> int:
-    """Say which digit each picture shows.
+    """Say which digits each picture shows, from left to right.
+
+    A mark may also be 'not sure' or 'not a digit'; the thresholds are those of calibration.json
+    beside the checkpoint. The exit code is 1 if a file cannot be read; the others are read.
 
     Options:
-        images FILE +: pictures of one digit each, as PNG, JPEG, ...
+        images FILE +: photos, scans or drawings of digits, as PNG, JPEG, ...
         --checkpoint FILE: without it, the released checkpoint of best
+        --show: write what the network saw and its answers beside each picture, as NAME-read.png
+        --json: print all probabilities and the boxes as JSON
     """
-    from .studies.pictures import read_picture
+    from .studies.pictures import load_calibration, read_marks, read_picture, save_readings
 
-    model = mnistlib.load_model(args.checkpoint or mnistlib.released_checkpoint())
-    pictures = torch.stack([read_picture(path) for path in args.images])  # (N, 1, 28, 28)
-    for path, row in zip(args.images, mnistlib.predict(model, pictures), strict=True):
-        (p, q), (first, second) = (values.tolist() for values in row.topk(2))
-        print(f"{path}: {first} ({100 * p:.1f} %), then {second} ({100 * q:.1f} %)")
+    path = args.checkpoint or mnistlib.released_checkpoint()
+    model, calibration, failed = mnistlib.load_model(path), load_calibration(path), False
+    found: list[dict[str, Any]] = []
+    for image in args.images:
+        try:
+            page, notes = read_picture(image)
+            readings = read_marks(model, page.marks, calibration)
+            shown = save_readings(image, readings) if args.show else None
+        except mnistlib.DatasetError as error:
+            print(f"error: {error}", file=sys.stderr)
+            found.append({"picture": str(image), "error": str(error)})
+            failed = True
+            continue
+        found.append({"picture": str(image), "notes": notes, "reason": page.reason or None})
+        found[-1]["readings"] = [reading.as_dict(page.scale) for reading in readings]
+        if not args.json:
+            said = ", ".join(map(str, readings)) or f"not a digit ({page.reason})"
+            several = f"{len(readings)} marks: " if len(readings) > 1 else ""
+            print(f"{image}: {several}{said}", *notes, *([f"see {shown}"] * args.show), sep="; ")
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return int(failed)
+
+
+def do_calibrate(args: argparse.Namespace) -> int:
+    """Fit the temperature and the thresholds of predict, and write calibration.json.
+
+    The released network was trained on all training images, so nothing is left to calibrate it on.
+    Its twin was trained by the same recipe on a part; what is fitted on the validation images of
+    the twin is used for both. The file is written beside CHECKPOINT.
+
+    Options:
+        twin TWIN: checkpoint with validation images
+        checkpoint FILE ?: the checkpoint to be used; without it, the released checkpoint of best
+        --data SOURCE: auto, mnist, sample or a folder [default: auto]
+        --measure: then count the answers to synthetic pages of test digits, for pictures.csv
+    """
+    from .studies.pictures_rendered import calibrate, measure
+
+    path = args.checkpoint or mnistlib.released_checkpoint()
+    twin, content = mnistlib.load_checkpoint(args.twin), mnistlib.load_checkpoint(path)
+    digits, config = mnistlib.load_mnist(args.data), Config(**twin["config"])
+    if twin["source"] != digits.source or config.split == "none":
+        fault = f"was trained on {twin['source']!r} with split {config.split!r}"
+        raise ConfigError(f"{args.twin} {fault}: no validation images here; name another twin")
+    ids = digits.split(config.split)[1]
+    model = mnistlib.load_model(args.twin)
+    found = calibrate(model, digits.train_images[ids], digits.train_labels[ids])
+    about = {k: getattr(config, k) for k in ("split", "seed")} | {"n": len(ids)}
+    whole = {
+        "checkpoint": path.name,
+        "config_hash": Config(**content["config"]).hash(content["source"]),
+        **asdict(found),
+        "twin": {"config_hash": config.hash(twin["source"]), **about},
+    }
+    beside = path.with_name("calibration.json")
+    write_atomically(beside, (json.dumps(whole, indent=1) + "\n").encode())
+    print(f"{beside}: {found}")
+    if args.measure and digits.test is not None:
+        table = measure(mnistlib.load_model(path), found, *digits.test)
+        table.to_csv(outputs_folder() / "results" / "pictures.csv", index=False)
+        print(table.to_string(index=False))
     return 0
 
 
@@ -369,7 +432,14 @@ def read_seeds(text: str) -> range:
 
 
 # type of an option's value by the word in its help; other words mean text
-KINDS = {"FOLDER": Path, "FILE": Path, "N": int, "MINUTES": float, "FROM:TO": read_seeds}
+KINDS = {
+    "FOLDER": Path,
+    "FILE": Path,
+    "TWIN": Path,
+    "N": int,
+    "MINUTES": float,
+    "FROM:TO": read_seeds,
+}
 OPTION = re.compile(r"^ {4}(\S+?)(?: ([A-Z:,]+))?(?: ([*+?]))?: (.+(?:\n {8}.+)*)", re.MULTILINE)
 SETTING = re.compile(r'^ {4}(\w+): (\w+) = .+\n {4}"""([^"]+)"""', re.MULTILINE)
 

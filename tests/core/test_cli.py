@@ -26,6 +26,7 @@ from mnistlib import (
 )
 from mnistlib.__main__ import main, parse, summarise
 from mnistlib.experiments.ledger import COLUMNS
+from mnistlib.studies.pictures import Calibration, load_calibration
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = ["--epochs", "2", "--epoch-images", "250", "--batch-size", "25", "--ema-decay", "0.8",
@@ -115,6 +116,9 @@ def ends_with_an_error_line(arguments, capsys) -> str:
         ("export broken.pth", "broken.pth"),
         ("export missing.pth", "missing.pth"),
         ("export good.pth", "folder unset has no train-images"),
+        ("calibrate broken.pth", "broken.pth"),
+        ("calibrate good.pth missing.pth", "missing.pth"),
+        ("calibrate good.pth good.pth --data sample", "good.pth was trained on"),
         ("notebooks no-such-notebook", "no-such-notebook"),
     ],
 )
@@ -326,10 +330,34 @@ def test_predict_says_which_digit_each_picture_shows(desk, capsys, trained, tiny
     paths = [picture(tiny_digits.test_images, i, f"{i}.png") for i in range(12)]
     assert main(["predict", *paths, "--checkpoint", "good.pth"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        [f"{path}:", str(int(guess))] for path, guess in zip(paths, guesses, strict=False)
-    ]
-    assert all(line.endswith(" %)") and ", then " in line for line in lines)
+    said = [(str(int(guess)), f"not sure ({int(guess)} at ") for guess in guesses]
+    for path, line, starts in zip(paths, lines, said, strict=False):
+        assert line.removeprefix(f"{path}: ").startswith(starts)
+        assert line.endswith(" %)")
+
+
+def test_calibrate_writes_what_predict_then_uses(
+    desk, capsys, monkeypatch, loads_tiny, tiny_digits
+):
+    found = Calibration(temperature=0.5, sure=1.1, evidence=None)
+    asked = []
+
+    def fit(model, images, labels):
+        asked.append((images, labels))
+        return found
+
+    monkeypatch.setattr("mnistlib.studies.pictures_rendered.calibrate", fit)
+    assert main(["calibrate", "good.pth", "good.pth"]) == 0
+    held_out = tiny_digits.split("random")[1]
+    assert torch.equal(asked[0][1], tiny_digits.train_labels[held_out])
+    content = json.loads(Path("calibration.json").read_text(encoding="utf-8"))
+    assert content["checkpoint"] == "good.pth"
+    assert content["twin"]["n"] == len(held_out)
+    assert load_calibration("good.pth") == found
+    capsys.readouterr()
+    path = picture(tiny_digits.test_images, 0, "0.png")
+    assert main(["predict", path, "--checkpoint", "good.pth"]) == 0
+    assert "0.png: not sure (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -436,6 +464,7 @@ def test_every_option_of_a_command_is_explained(monkeypatch, capsys):
         "evaluate",
         "predict",
         "export",
+        "calibrate",
         "notebooks",
     ):
         with pytest.raises(SystemExit):
@@ -509,7 +538,10 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "sweep", "bench", "audit", "evaluate", "predict", "export", "notebooks", "report"],
+    [
+        "train", "sweep", "bench", "audit", "evaluate", "predict", "calibrate", "export",
+        "notebooks", "report",
+    ],  # fmt: skip
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -531,4 +563,4 @@ def test_the_commands_are_all_explained(capsys):
         if name.startswith("do_")
     }
     assert set(listed) == functions
-    assert len(functions) == 9
+    assert len(functions) == 10

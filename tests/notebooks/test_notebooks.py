@@ -26,7 +26,9 @@ def cells(path, kind):
 
 
 def test_the_notebooks_are_there():
-    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "08", "09", "10"]
+    assert [p.stem[:2] for p in NOTEBOOKS] == [
+        "01", "02", "03", "04", "05", "06", "08", "09", "10", "11",
+    ]  # fmt: skip
 
 
 @each_notebook
@@ -73,7 +75,7 @@ def test_it_defines_no_long_function_and_reaches_for_no_path_or_package(path):
 
 STUDIES = {
     "01": "architecture", "02": "architecture", "05": "seeds", "06": "ablations", "08": "speed",
-    "09": "reproducibility", "10": "errors",
+    "09": "reproducibility", "10": "errors", "11": "pictures",
 }  # fmt: skip
 
 
@@ -116,6 +118,7 @@ def test_it_imports_public_names_plots_experiments_and_its_own_study(path):
         ("06", "scipy.stats.ttest_rel("),
         ("08", "DataLoader("),
         ("08", "optimizer.step()"),
+        ("11", "by_hand[down : down + height, right : right + width] = small"),
         ("09", 'load_checkpoint(resumed.checkpoint)["training"]'),
         ("10", "powers = p ** (1 / temperature)"),
         ("10", "scipy.stats.bootstrap("),
@@ -145,6 +148,7 @@ PARAMETERS = {
     "08": {"seed": ([0, 7], [-1, "one", 2**31])},
     "09": {"stop_after": ([1, 5], [0, 6, 7]), "seed": ([0], [-1])},
     "10": {"bins": ([5, 50], [4, 51, 7.5]), "side": ([3, 15], [1, 4, 17, "wide"])},
+    "11": {"picture": ([""], ["nowhere.png", 3])},
 }
 CASES = [
     pytest.param(number, name, value, good, id=f"{number} {name}={value!r}")

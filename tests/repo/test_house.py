@@ -186,7 +186,7 @@ def test_the_core_is_read_in_one_sitting():
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 3_780
+    assert sum(map(code_lines, FILES)) <= 4_243
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):
@@ -202,7 +202,7 @@ def test_no_line_of_the_package_is_longer_than_100_characters(path):
 
 
 def test_few_files_import_each_other():
-    assert sum(map(len, imports().values())) <= 112
+    assert sum(map(len, imports().values())) <= 118
 
 
 def test_no_chain_of_imports_has_more_than_nine_floors():
