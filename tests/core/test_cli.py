@@ -539,9 +539,17 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 @pytest.mark.parametrize(
     "command",
     [
-        "train", "sweep", "bench", "audit", "evaluate", "predict", "calibrate", "export",
-        "notebooks", "report",
-    ],  # fmt: skip
+        "train",
+        "sweep",
+        "bench",
+        "audit",
+        "evaluate",
+        "predict",
+        "calibrate",
+        "export",
+        "notebooks",
+        "report",
+    ],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
