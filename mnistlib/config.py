@@ -11,6 +11,7 @@ from .errors import ConfigError
 from .spec import check_model
 
 AUGMENTATIONS = ("degrees", "pixels", "scale", "shear", "elastic")
+WRITER_GROUPS = tuple(f"writers-{group}" for group in range(1, 5))
 NOT_HASHED = ("device", "threads")  # columns of their own in the ledger
 
 
@@ -71,9 +72,10 @@ class Config:
     seen; needs epoch-images below the number of training images"""
     ema_decay: float = _setting(0.0, 0.0, 0.999999)
     """decay per step of the averaged weights, which replace the last ones in evaluation; 0: none"""
-    split: str = _setting("random", "random", "last", "writers", "none")
+    split: str = _setting("random", "random", "last", "writers", *WRITER_GROUPS, "none")
     """validation images: random or last (10,000 of 60,000), writers (about 10,000, all by writers
-    who are not in the training set), none (train on all images)"""
+    who are not in the training set), writers-1 to writers-4 (the same with other writers), none
+    (train on all images)"""
     seed: int = _setting(0, 0, 2**31 - 1)
     """random seed of weights, image order, dropout and augmentation"""
     device: str = _setting("auto", "auto", "cpu", "cuda", "mps", "xpu")

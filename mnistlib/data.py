@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -72,10 +73,12 @@ class Digits:
 
         `random` holds out 10,000 of the 60,000 training images, the same every time (of the sample
         1,000 of 5,000, 100 of each class), `last` the last ones, `writers` about 10,000 images, all
-        by writers who are not in the training set, and `none` holds out nothing.
+        by writers who are not in the training set, `writers-1` to `writers-4` likewise with other
+        writers, and `none` holds out nothing. Two of the five groups of writers share about a sixth
+        of their images.
 
         Raises:
-            DatasetError: the kind is `writers`, but the writers are unknown.
+            DatasetError: the kind is `writers` or one like it, but the writers are unknown.
             ValueError: the kind is unknown.
         """
         n = len(self.train_labels)
@@ -83,15 +86,16 @@ class Digits:
         order = torch.arange(n)
         if kind == "none":
             return order, order[:0]
-        if kind == "writers":
-            return split_by_writer(self.writers(), SPLIT_SEED)
+        if found := re.fullmatch(r"writers(?:-([1-4]))?", kind):
+            return split_by_writer(self.writers(), SPLIT_SEED + int(found[1] or 0))
         if kind == "random":
             order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
             if self.source == "sample":  # in turn by class: any ten in a row have one of each
                 by_class = [order[self.train_labels[order] == c] for c in range(10)]
                 order = torch.stack(by_class, dim=1).flatten()  # (500, 10) -> (5000,)
         elif kind != "last":
-            raise ValueError(f"there is no split {kind!r}; choose random, last, writers or none")
+            known = "random, last, writers, writers-1 to writers-4 or none"
+            raise ValueError(f"there is no split {kind!r}; choose {known}")
         return order[: n - held_out], order[n - held_out :]
 
     def writers(self) -> Tensor:

@@ -67,17 +67,19 @@ class SpecNet(nn.Sequential):
     `c16k5s2` is a convolution to 16 channels with kernel 5 and stride 2, BatchNorm and ReLU; `k3`
     and `s1` may be left out; with a final `p` it pools 2x2 before the BatchNorm;
     `r2` is a residual block of two 3x3 convolutions; `p` is 2x2 max-pooling;
+    `s16` and `rs2` are likewise with separable convolutions, a kernel for each channel and then a
+    1x1 convolution;
     `x16` is a 1x1 convolution to 16 channels without BatchNorm and ReLU;
     `d` is dropout; a spec without `d` has it before the head;
     `gelu` or `silu` replaces the ReLU, and `bias` the BatchNorm, in all later words;
-    the last word is one of `HEADS`, on a 7x7 map.
+    the last word is one of `HEADS`.
 
     Args:
         spec: e.g. `c16k5s2 r1 p r2 r2 full`.
         dropout: probability of zeroing an activation.
 
     Raises:
-        ValueError: a word is unknown, or the map before the head is not 7x7.
+        ValueError: a word is unknown, there is no head, or the maps get smaller than their kernels.
     """
 
     def __init__(self, spec: str, dropout: float = 0.05) -> None:
@@ -87,16 +89,16 @@ class SpecNet(nn.Sequential):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d
         activation: Callable[[], nn.Module] = nn.ReLU
         for word in words if "d" in words else [*words, "d"]:
-            if m := re.fullmatch(r"c([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
-                out, kernel, stride = int(m[1]), int(m[2] or 3), int(m[3] or 1)
-                conv = nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False)
+            if m := re.fullmatch(r"([cs])([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
+                out, kernel, stride = int(m[2]), int(m[3] or 3), int(m[4] or 1)
                 # pooling before the BatchNorm leaves it less to normalise
-                pool = [nn.MaxPool2d(2)] if m[4] else []
-                layers.append(nn.Sequential(conv, *pool, norm(out), activation()))
-                c, size = out, size // stride // (2 if pool else 1)
-            elif m := re.fullmatch(r"r([1-4])", word):
-                conv3x3 = partial(nn.Conv2d, c, c, kernel_size=3, padding=1, bias=False)
-                steps = [(conv3x3(), norm(c), activation()) for _ in range(int(m[1]))]
+                pool = [nn.MaxPool2d(2)] if m[5] else []
+                conv = _convolution(c, out, kernel, stride, separable=m[1] == "s")
+                layers.append(nn.Sequential(*conv, *pool, norm(out), activation()))
+                c, size = out, -(-size // stride) // (2 if pool else 1)
+            elif m := re.fullmatch(r"r(s?)([1-4])", word):
+                conv3x3 = partial(_convolution, c, c, separable=bool(m[1]))
+                steps = [(*conv3x3(), norm(c), activation()) for _ in range(int(m[2]))]
                 layers.append(_Residual(*(layer for step in steps for layer in step)))
             elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
                 layers.append(nn.Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
@@ -111,10 +113,10 @@ class SpecNet(nn.Sequential):
                 activation = ACTIVATIONS[word]
             else:
                 raise ValueError(f"{word!r} is no layer; layers are like c16k5s2, r2, p, x16, d")
-        if head not in HEADS or size != 7:
-            needed = f"must end in a head ({', '.join(HEADS)}) on a 7x7 map"
+        if head not in HEADS or not size:
+            needed = f"must end in a head ({', '.join(HEADS)}) on maps of 1x1 or more"
             raise ValueError(f"{spec!r} {needed}; here it is {head!r} on {size}x{size}")
-        super().__init__(*layers, make_head(head, c))
+        super().__init__(*layers, make_head(head, c, size))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
@@ -143,27 +145,37 @@ class _Bias(nn.Module):
         return x + self.bias[:, None, None]
 
 
-def make_head(kind: str, c: int = 16) -> nn.Module:
-    """Return a head, one of `HEADS`, that turns maps `(N, c, 7, 7)` into `(N, 10, 1, 1)`."""
+def _convolution(
+    c: int, out: int, kernel: int = 3, stride: int = 1, separable: bool = False
+) -> tuple[nn.Module, ...]:
+    """Return the layers of a convolution that keeps the size of the maps, but for the stride."""
+    if not separable:
+        return (nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False),)
+    each = nn.Conv2d(c, c, kernel, stride, padding=kernel // 2, groups=c, bias=False)
+    return each, nn.Conv2d(c, out, kernel_size=1, bias=False)
+
+
+def make_head(kind: str, c: int = 16, size: int = 7) -> nn.Module:
+    """Return a head, one of `HEADS`, that turns maps `(N, c, size, size)` into `(N, 10, 1, 1)`."""
     classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # 160 parameters with c = 16
     if kind == "full":
-        return nn.Conv2d(c, 10, kernel_size=7, bias=False)  # 10 * 16 * 7 * 7 = 7,840
+        return nn.Conv2d(c, 10, kernel_size=size, bias=False)  # 10 * 16 * 7 * 7 = 7,840
     if kind == "pooled":
-        return nn.Sequential(nn.AvgPool2d(7), classify())
+        return nn.Sequential(nn.AvgPool2d(size), classify())
     if kind == "shared":
-        return nn.Sequential(_SharedWindow(), classify())  # 49 + 160 = 209
+        return nn.Sequential(_SharedWindow(size), classify())  # 49 + 160 = 209
     if kind == "depthwise":  # one 7x7 kernel for each channel: 784 + 160 = 944
-        return nn.Sequential(nn.Conv2d(c, c, kernel_size=7, groups=c, bias=False), classify())
-    columns = nn.Conv2d(c, 10, kernel_size=(7, 1), bias=False)  # -> (N, 10, 1, 7)
-    rows = nn.Conv2d(10, 10, kernel_size=(1, 7), bias=False)  # -> (N, 10, 1, 1)
+        return nn.Sequential(nn.Conv2d(c, c, size, groups=c, bias=False), classify())
+    columns = nn.Conv2d(c, 10, kernel_size=(size, 1), bias=False)  # -> (N, 10, 1, 7)
+    rows = nn.Conv2d(10, 10, kernel_size=(1, size), bias=False)  # -> (N, 10, 1, 1)
     return nn.Sequential(columns, rows)  # 1,120 + 700 = 1,820
 
 
 class _SharedWindow(nn.Conv2d):
-    """One 7x7 kernel that all channels share: `(N, C, 7, 7) -> (N, C, 1, 1)`."""
+    """One kernel that all channels share: `(N, C, size, size) -> (N, C, 1, 1)`."""
 
-    def __init__(self) -> None:
-        super().__init__(1, 1, kernel_size=7, bias=False)
+    def __init__(self, size: int) -> None:
+        super().__init__(1, 1, kernel_size=size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

@@ -595,7 +595,7 @@ def test_the_samples_random_split_has_100_a_class_for_validation(sample):
 
 
 def test_an_unknown_split_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="no split 'half'; choose random, last, writers or none"):
+    with pytest.raises(ValueError, match="no split 'half'; choose random, last, writers"):
         empty_digits(60).split("half")
 
 
