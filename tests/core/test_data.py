@@ -696,6 +696,18 @@ def test_writers_are_read_from_the_folder_of_the_digits(place, zipped, arrays, q
     assert len(train) + len(val) == 60
 
 
+def test_each_group_of_writers_has_a_draw_of_its_own(arrays, qmnist, tmp_path, monkeypatch):
+    folder = write(tmp_path / "digits", arrays)
+    (folder / WRITERS_FILE).write_bytes(qmnist)
+    digits = load_mnist(folder)
+    monkeypatch.setattr(mnistlib.data, "split_by_writer", lambda table, seed: (len(table), seed))
+    kinds = ["writers", "writers-1", "writers-2", "writers-3", "writers-4"]
+    assert [digits.split(kind) for kind in kinds] == [(60, seed) for seed in range(5)]
+    for wrong in ("writers-0", "writers-5", "writers-"):
+        with pytest.raises(ValueError, match=f"no split '{wrong}'"):
+            digits.split(wrong)
+
+
 def test_a_damaged_table_of_writers_is_refused(arrays, qmnist, tmp_path):
     folder = write(tmp_path / "digits", arrays)
     for i in (3, 13, len(qmnist) - 1):

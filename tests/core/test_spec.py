@@ -325,9 +325,10 @@ def test_a_residual_block_adds_what_came_in_before_its_last_activation():
 
 
 words = st.one_of(
-    st.sampled_from(["p", "p", "d", "gelu", "silu", "bias", "x3", "x12", "r1", "r2", "r4"]),
+    st.sampled_from(["p", "p", "d", "gelu", "silu", "bias", "x3", "x12", "r1", "r4", "rs2"]),
     st.builds(
-        "c{}{}{}{}".format,
+        "{}{}{}{}{}".format,
+        st.sampled_from("cs"),
         st.sampled_from([1, 5, 12]),
         st.sampled_from(["", "k3", "k5", "k7"]),
         st.sampled_from(["", "", "s1", "s2"]),
@@ -335,17 +336,20 @@ words = st.one_of(
     ),
 )
 NO_WORDS = ["q", "c0", "c8k4", "c8s3", "r0", "r5", "x0", "x1000", "c1000", "P", "full", "c8pp"]
+NO_WORDS += ["s0", "s8k4", "rs0", "rs", "cs8"]
 
 
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
-@given(st.lists(words, max_size=5), st.sampled_from(HEADS))
-def test_words_that_halve_the_map_twice_are_a_network_and_others_are_refused(words, head):
-    spec = " ".join([*words, head])
-    halved = sum((w == "p") + (w[0] == "c" and w[-1] == "p") + ("s2" in w) for w in words)
-    if halved == 2:
+@given(st.lists(words, max_size=7), st.sampled_from(HEADS))
+def test_words_that_leave_a_map_are_a_network_and_others_are_refused(words, head):
+    spec, size = " ".join([*words, head]), 28
+    for word in words:
+        size = (size + 1) // 2 if "s2" in word and word[0] != "r" else size
+        size = size // 2 if word[-1] == "p" else size
+    if size:
         assert SpecNet(spec).eval()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
     else:
-        with pytest.raises(ValueError, match="on a 7x7 map"):
+        with pytest.raises(ValueError, match="on maps of 1x1 or more"):
             SpecNet(spec)
 
 
@@ -368,12 +372,18 @@ def test_every_way_down_to_7x7_takes_every_head(body, head, pixels):
     assert SpecNet(f"{body} {head}").eval()(pixels).shape == (6, 10)
 
 
-@pytest.mark.parametrize(
-    "spec", ["full", "c8p full", "c8p p p full", "p c8p p full", "c8s2p p p p p full"]
-)
-def test_maps_of_another_size_than_7x7_are_refused_with_their_size(spec):
-    with pytest.raises(ValueError, match=r"on a 7x7 map; here it is 'full' on (\d+)x\1$"):
+@pytest.mark.parametrize("spec", ["p p p p p full", "c8p p s8s2 p p c4p pooled"])
+def test_maps_that_become_smaller_than_a_pixel_are_refused(spec):
+    with pytest.raises(ValueError, match=r"on maps of 1x1 or more; here it is '\w+' on 0x0$"):
         SpecNet(spec)
+
+
+def test_a_separable_convolution_has_a_kernel_for_each_channel_and_a_1x1_convolution():
+    conv, pointwise, norm, _ = SpecNet("x6 s10k5s2 pooled")[1]
+    assert (conv.groups, tuple(conv.weight.shape)) == (6, (6, 1, 5, 5))
+    assert tuple(pointwise.weight.shape) == (10, 6, 1, 1)
+    assert norm.num_features == 10
+    assert sum(p.numel() for p in SpecNet("x6 rs1 pooled")[1].parameters()) == 6 * 9 + 6 * 6 + 12
 
 
 def test_checking_a_name_draws_nothing_and_refuses_what_build_refuses():
