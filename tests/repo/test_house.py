@@ -172,8 +172,9 @@ except SystemExit as end:
     assert "--recipe" in said
 
 
-# How much there is to read. The aims are 700 lines of core, 2,400 in all and 75 arrows; the bounds
-# here are what is reached, so that it does not grow unnoticed: lower them with the code
+# How much there is to read. The aims were 700 lines of core, 2,400 in all and 75 arrows, before the
+# studies of errors, pictures and export, which add about 1,050 lines and 23 arrows. The bounds here
+# are what is reached, so that it does not grow unnoticed: lower them with the code
 
 
 def test_the_public_names_are_few_and_all_there():
@@ -182,11 +183,11 @@ def test_the_public_names_are_few_and_all_there():
 
 
 def test_the_core_is_read_in_one_sitting():
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 888
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 890
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 4_243
+    assert sum(map(code_lines, FILES)) <= 4_253
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):
