@@ -215,8 +215,8 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         text += f"{calibration['evidence']} is *not a digit*.\n"
     if not (twin := calibration.get("twin")):
         return text + "These numbers are defaults: they were not fitted."
-    text += "They were fitted on the validation images of a second network, which was trained by "
-    text += "the same recipe with images held out, and are used unchanged "
+    text += "Temperature and threshold were fitted on the validation images of a second network, "
+    text += "which was trained by the same recipe with images held out, and are used unchanged "
     return text + f"({', '.join(f'{key} {value}' for key, value in twin.items())})."
 
 
@@ -231,7 +231,8 @@ def _robustness(name: str, ledger: Path) -> str:
         text += f"Changed test images (notebook 10), n = {table['n'].max():,} each:\n\n{shown}\n\n"
     if (ledger / "pictures.csv").is_file():
         shown = markdown(read_results("pictures", ledger))
-        text += f"Synthetic pictures, as `predict` reads them (notebook 11):\n\n{shown}\n\n"
+        text += "Synthetic pictures (notebook 11); *wrong* is a wrong digit, or one where there is "
+        text += f"none, *confident* the same with a probability of 90 % or more:\n\n{shown}\n\n"
     return f"## Robustness\n\n{text}" if text else ""
 
 
