@@ -23,9 +23,10 @@ reference: $(READY)      ## train the published 20 epochs instead, with their fi
 
 # The twin of `best` is trained with images held out; a twin that is there is resumed or kept
 TWIN := outputs/runs/release
-release: $(READY)        ## make temperature, thresholds, ONNX, model card and page of `best` anew (about 8 minutes)
+release: $(READY)        ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about 20 minutes)
 	@$(BIN)/python -m mnistlib train $(if $(wildcard $(TWIN)/*.pth),--resume $(TWIN),--recipe best --split writers) --folder $(TWIN)
 	@$(BIN)/python -m mnistlib calibrate --measure $(TWIN)/*.pth
+	@$(BIN)/python -c 'from mnistlib.studies.errors import write_robustness; write_robustness()'
 	@$(BIN)/python -m mnistlib export
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output

@@ -278,13 +278,17 @@ def do_calibrate(args: argparse.Namespace) -> int:
     if twin["source"] != digits.source or config.split == "none":
         fault = f"was trained on {twin['source']!r} with split {config.split!r}"
         raise ConfigError(f"{args.twin} {fault}: no validation images here; name another twin")
+    released = Config(**content["config"])
+    may_differ = ("split", "seed", "device", "threads")
+    if replace(config, **{k: getattr(released, k) for k in may_differ}) != released:
+        raise ConfigError(f"{args.twin} is no twin of {path}: their settings differ; train another")
     ids = digits.split(config.split)[1]
     model = mnistlib.load_model(args.twin)
     found = calibrate(model, digits.train_images[ids], digits.train_labels[ids])
     about = {k: getattr(config, k) for k in ("split", "seed")} | {"n": len(ids)}
     whole = {
         "checkpoint": path.name,
-        "config_hash": Config(**content["config"]).hash(content["source"]),
+        "config_hash": released.hash(content["source"]),
         **asdict(found),
         "twin": {"config_hash": config.hash(twin["source"]), **about},
     }

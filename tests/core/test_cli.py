@@ -22,6 +22,7 @@ from mnistlib import (
     evaluate,
     load_checkpoint,
     load_model,
+    released_checkpoint,
     train,
 )
 from mnistlib.__main__ import main, parse, summarise
@@ -358,6 +359,13 @@ def test_calibrate_writes_what_predict_then_uses(
     path = picture(tiny_digits.test_images, 0, "0.png")
     assert main(["predict", path, "--checkpoint", "good.pth"]) == 0
     assert "0.png: not sure (" in capsys.readouterr().out
+
+
+def test_a_twin_that_was_trained_with_other_settings_is_refused(desk, capsys, loads_tiny):
+    best = released_checkpoint()
+    before = best.with_name("calibration.json").read_bytes()
+    assert "good.pth is no twin of" in ends_with_an_error_line(["calibrate", "good.pth"], capsys)
+    assert best.with_name("calibration.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
