@@ -297,7 +297,8 @@ def do_calibrate(args: argparse.Namespace) -> int:
     print(f"{beside}: {found}")
     if args.measure and digits.test is not None:
         table = measure(mnistlib.load_model(path), found, *digits.test)
-        table.to_csv(outputs_folder() / "results" / "pictures.csv", index=False)
+        counts = outputs_folder() / "results" / "pictures.csv"
+        write_atomically(counts, table.to_csv(index=False).encode())
         print(table.to_string(index=False))
     return 0
 

@@ -61,6 +61,20 @@ def desk(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
+COMMANDS = [
+    "train",
+    "sweep",
+    "bench",
+    "audit",
+    "evaluate",
+    "predict",
+    "calibrate",
+    "export",
+    "notebooks",
+    "report",
+]
+
+
 def files(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -464,17 +478,7 @@ def test_help_explains_every_setting(capsys, monkeypatch, command):
 
 def test_every_option_of_a_command_is_explained(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "1000")
-    for command in (
-        "train",
-        "sweep",
-        "bench",
-        "audit",
-        "evaluate",
-        "predict",
-        "export",
-        "calibrate",
-        "notebooks",
-    ):
+    for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out.split("options:\n")[1].splitlines()
@@ -544,21 +548,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train",
-        "sweep",
-        "bench",
-        "audit",
-        "evaluate",
-        "predict",
-        "calibrate",
-        "export",
-        "notebooks",
-        "report",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
