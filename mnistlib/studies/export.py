@@ -44,9 +44,17 @@ SPLITS = {
 
 
 def read_calibration(checkpoint: Path) -> dict[str, Any]:
-    """Return `calibration.json` beside a checkpoint, or defaults if there is none that is its."""
+    """Return `calibration.json` beside a checkpoint, or defaults if there is none that is its.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     path = checkpoint.with_name("calibration.json")
-    found = json.loads(path.read_bytes()) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        remedy = "write it again with python -m mnistlib calibrate"
+        raise CheckpointError(f"{path} is damaged ({error}); {remedy}") from None
     if found.get("checkpoint") != checkpoint.name:
         found = {"temperature": 1.0, "sure": 0.8, "evidence": None}
     return found

@@ -381,6 +381,9 @@ def test_a_calibration_of_another_checkpoint_is_not_used(tmp_path):
     (tmp_path / "calibration.json").write_text(json.dumps(about))
     assert study.read_calibration(tmp_path / "a.pth")["temperature"] == 1.0
     assert study.read_calibration(tmp_path / "another.pth") == about
+    (tmp_path / "calibration.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"json is damaged .* mnistlib calibrate$"):
+        study.read_calibration(tmp_path / "another.pth")
 
 
 # Errors
