@@ -1,5 +1,6 @@
 """Networks written as one-line specs, the named ones, and the normalisation of pixels."""
 
+import copy
 import re
 from collections.abc import Callable
 from functools import cache, partial
@@ -69,6 +70,8 @@ class SpecNet(nn.Sequential):
     `r2` is a residual block of two 3x3 convolutions; `p` is 2x2 max-pooling;
     `s16` and `rs2` are likewise with separable convolutions, a kernel for each channel and then a
     1x1 convolution;
+    `=` is the layer of the last such word once more, with the same convolutions and a BatchNorm of
+    its own; other words may lie between;
     `x16` is a 1x1 convolution to 16 channels without BatchNorm and ReLU;
     `d` is dropout; a spec without `d` has it before the head;
     `gelu` or `silu` replaces the ReLU, and `bias` the BatchNorm, in all later words;
@@ -85,6 +88,7 @@ class SpecNet(nn.Sequential):
     def __init__(self, spec: str, dropout: float = 0.05) -> None:
         *words, head = spec.split() or [""]
         layers: list[nn.Module] = []
+        last: nn.Sequential | None = None  # what `=` repeats, if it keeps the shape
         c, size = 1, 28
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d
         activation: Callable[[], nn.Module] = nn.ReLU
@@ -95,11 +99,15 @@ class SpecNet(nn.Sequential):
                 pool = [nn.MaxPool2d(2)] if m[5] else []
                 conv = _convolution(c, out, kernel, stride, separable=m[1] == "s")
                 layers.append(nn.Sequential(*conv, *pool, norm(out), activation()))
+                last = layers[-1] if (c, stride, pool) == (out, 1, []) else None
                 c, size = out, -(-size // stride) // (2 if pool else 1)
             elif m := re.fullmatch(r"r(s?)([1-4])", word):
                 conv3x3 = partial(_convolution, c, c, separable=bool(m[1]))
                 steps = [(*conv3x3(), norm(c), activation()) for _ in range(int(m[2]))]
-                layers.append(_Residual(*(layer for step in steps for layer in step)))
+                layers.append(last := _Residual(*(layer for step in steps for layer in step)))
+            elif word == "=" and last and last[0].in_channels == c:
+                shared = {id(m): m for m in last.modules() if isinstance(m, nn.Conv2d)}
+                layers.append(copy.deepcopy(last, shared))
             elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
                 layers.append(nn.Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
             elif word == "p":

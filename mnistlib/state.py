@@ -27,8 +27,9 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.model = copy.deepcopy(model) if decay else model
-        both = (self.model.state_dict().values(), model.state_dict().values())
-        self.own, self.new = ([v for v in values if v.is_floating_point()] for values in both)
+        # not from state_dict, which lists a weight that two layers share twice
+        both = ([*m.parameters(), *m.buffers()] for m in (self.model, model))
+        self.own, self.new = ([v.detach() for v in t if v.is_floating_point()] for t in both)
 
     def update(self) -> None:
         """Move the average towards the current weights; the first update copies them."""
