@@ -1,6 +1,7 @@
 """Random affine and elastic augmentation of a batch, different for each image."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -25,7 +26,7 @@ def augment(
     scale: float = 0.0,
     shear: float = 0.0,
     elastic: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Rotate, shift, zoom, shear and bend each image by its own random amount.
 
@@ -42,7 +43,8 @@ def augment(
         elastic: standard deviation in pixels of displacements drawn at 6x6 points across the image
             and interpolated smoothly between them: a cheap form of the elastic distortion of
             P. Simard, D. Steinkraus and J. Platt, ICDAR 2003.
-        generator: random generator on the images' device; by default torch's own.
+        generator: random generator on the images' device; by default torch's own. Or several, one
+            for each equal part of the images.
 
     Returns:
         Augmented images of the same shape and dtype.
@@ -50,8 +52,10 @@ def augment(
     n, _, height, width = images.shape
     if not any((degrees, pixels, scale, shear, elastic)):
         return images
-    u = torch.rand(n, 6, generator=generator, device=images.device) * 2 - 1  # (N, 6) in ±1
-    u = u.to(images.dtype)
+    draws = generator if isinstance(generator, Sequence) else [generator]
+    part = n // len(draws)
+    u = torch.cat([torch.rand(part, 6, generator=g, device=images.device) for g in draws])
+    u = (u * 2 - 1).to(images.dtype)  # (N, 6) in ±1
     angle = u[:, 0] * math.radians(degrees)
     slant = torch.tan(u[:, 1] * math.radians(shear))
     # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
@@ -69,8 +73,9 @@ def augment(
     rows = torch.cat((torch.stack(to_x, 1), torch.stack(to_y, 1)))  # (2N, 3)
     there = rows @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
     if elastic:
-        points = torch.randn(2 * n, POINTS**2, generator=generator, device=images.device)
-        points = points.to(images.dtype) * elastic
+        shape = 2, part, POINTS**2
+        both = [torch.randn(shape, generator=g, device=images.device) for g in draws]
+        points = torch.cat(both, dim=1).flatten(0, 1).to(images.dtype) * elastic  # (2N, 36)
         points[:n] *= 2 / width  # x, then y, in the coordinates of the grid
         points[n:] *= 2 / height
         there += points @ _between_points(height, width, images.device, images.dtype)

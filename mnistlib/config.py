@@ -72,6 +72,9 @@ class Config:
     seen; needs epoch-images below the number of training images"""
     ema_decay: float = _setting(0.0, 0.0, 0.999999)
     """decay per step of the averaged weights, which replace the last ones in evaluation; 0: none"""
+    norm_images: int = _setting(0, 0, 60_000)
+    """training images, as they are, from which BatchNorm's statistics are computed anew for the
+    final weights; 0: statistics are averaged like the weights"""
     split: str = _setting("random", "random", "last", "writers", *WRITER_GROUPS, "none")
     """validation images: random or last (10,000 of 60,000), writers (about 10,000, all by writers
     who are not in the training set), writers-1 to writers-4 (the same with other writers), none

@@ -98,8 +98,8 @@ class SpecNet(nn.Sequential):
                 # pooling before the BatchNorm leaves it less to normalise
                 pool = [nn.MaxPool2d(2)] if m[5] else []
                 conv = _convolution(c, out, kernel, stride, separable=m[1] == "s")
-                layers.append(nn.Sequential(*conv, *pool, norm(out), activation()))
-                last = layers[-1] if (c, stride, pool) == (out, 1, []) else None
+                layers.append(layer := nn.Sequential(*conv, *pool, norm(out), activation()))
+                last = layer if (c, stride, pool) == (out, 1, []) else None
                 c, size = out, -(-size // stride) // (2 if pool else 1)
             elif m := re.fullmatch(r"r(s?)([1-4])", word):
                 conv3x3 = partial(_convolution, c, c, separable=bool(m[1]))
@@ -187,7 +187,9 @@ class _SharedWindow(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        return super().forward(x.reshape(n * c, 1, h, w)).reshape(n, c, 1, 1)
+        k = c // self.groups  # one group, but for stacked seeds
+        x = x.reshape(n, self.groups, k, h, w).transpose(1, 2).reshape(n * k, self.groups, h, w)
+        return super().forward(x).view(n, k, self.groups).transpose(1, 2).reshape(n, c, 1, 1)
 
 
 @cache

@@ -37,6 +37,23 @@ class WeightAverage:
             torch._foreach_lerp_(self.own, self.new, 1 - self.decay if self.steps else 1.0)
         self.steps += 1
 
+    @torch.no_grad()
+    def renew_statistics(self, images: Tensor) -> None:
+        """Compute BatchNorm's statistics for the averaged weights from images `(N, 1, 28, 28)`.
+
+        An average of statistics belongs to no weights in particular. In deep networks with few
+        channels the difference adds up from layer to layer (P. Izmailov et al., "Averaging weights
+        leads to wider optima and better generalization", UAI 2018, section 3.2).
+        """
+        norms = [m for m in self.model.eval().modules() if isinstance(m, nn.BatchNorm2d)]
+        for m in norms:
+            m.train().reset_running_stats()
+            m.momentum = None  # the mean over all batches
+        for batch in images.split(500):
+            self.model(batch.to(next(self.model.parameters()).device))
+        for m in norms:
+            m.momentum = 0.1  # torch's default
+
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates; an empty dict without averaging."""
         return {"steps": self.steps, "weights": self.model.state_dict()} if self.decay else {}

@@ -142,6 +142,8 @@ def train(
                 if stopped:
                     break
             check_finite(state, config)
+            if progress.step == total and config.norm_images:
+                state.average.renew_statistics(digits.train_images[train_ids[: config.norm_images]])
             ended = progress.step % per_epoch == 0
             due = ended and len(val_ids) and (eval_every is not None or progress.step == total)
             seen = evaluate(network, *val, threads) if due else None

@@ -17,7 +17,7 @@ OTHER = {
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
     "label_smoothing": 0.1, "elastic": 0.5,
     "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
-    "ema_decay": 0.9, "split": "last", "seed": 1,
+    "ema_decay": 0.9, "norm_images": 500, "split": "last", "seed": 1,
 }  # fmt: skip
 NO_RESULT = {"device": "cpu", "threads": 2}
 

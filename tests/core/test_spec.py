@@ -386,6 +386,27 @@ def test_a_separable_convolution_has_a_kernel_for_each_channel_and_a_1x1_convolu
     assert sum(p.numel() for p in SpecNet("x6 rs1 pooled")[1].parameters()) == 6 * 9 + 6 * 6 + 12
 
 
+@pytest.mark.parametrize("word", ["c8", "s8", "r2", "rs1"])
+def test_a_repeated_layer_has_the_same_convolutions_and_a_batchnorm_of_its_own(word, pixels):
+    network = build(f"c8p {word} = p = pooled", dropout=0.0)
+    once = build(f"c8p {word} p pooled", dropout=0.0)
+    norms = sum(p.numel() for n, p in network[1].named_parameters() if p.ndim == 1)
+    count = [sum(p.numel() for p in m.parameters()) for m in (network, once)]
+    assert count[0] == count[1] + 2 * norms
+    first, again = network[1], network[2]
+    assert [a is b for a, b in zip(first.modules(), again.modules(), strict=True)] == [
+        isinstance(m, nn.Conv2d) for m in first.modules()
+    ]
+    network(pixels).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("spec", ["= pooled", "c8 = pooled", "c8p r1 x16 = pooled", "c8 d = full"])
+def test_a_repetition_of_nothing_that_fits_is_refused(spec):
+    with pytest.raises(ValueError, match="'=' is no layer"):
+        build(spec)
+
+
 def test_checking_a_name_draws_nothing_and_refuses_what_build_refuses():
     random_state = torch.get_rng_state()
     check_model("c16k5s2 r1 p r2 r2 full")

@@ -18,7 +18,8 @@ STEPS = 12
 # a small network in three epochs of four steps, with everything switched on that has a state
 EVERYTHING = Config(
     model="c4k5s2p d pooled", epochs=3, epoch_images=100, batch_size=25, focus=0.7, ema_decay=0.9,
-    dropout=0.3, degrees=10, elastic=0.5, max_lr=0.05, label_smoothing=0.05, seed=3, device="cpu",
+    dropout=0.3, degrees=10, elastic=0.5, max_lr=0.05, label_smoothing=0.05, norm_images=50, seed=3,
+    device="cpu",
     threads=1,
 )  # fmt: skip
 
@@ -79,6 +80,34 @@ def test_without_a_decay_the_network_is_its_own_average():
     average.update()
     assert same(model.state_dict(), before)
     assert average.state_dict() == {}
+
+
+def test_a_weight_that_two_layers_share_is_averaged_once():
+    model = build("c4p r1 = pooled", dropout=0.0)
+    average = WeightAverage(model, decay=0.5)
+    average.update()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+    before = [p.clone() for p in average.model.parameters()]
+    average.update()
+    for old, new in zip(before, average.model.parameters(), strict=True):
+        torch.testing.assert_close(new, (old + 1) / 2)
+
+
+def test_renewed_statistics_are_those_of_the_images_in_the_averaged_network():
+    model = build("c4 p r1 p pooled", dropout=0.5)
+    average = WeightAverage(model, decay=0.9)
+    average.update()
+    images = torch.rand(1000, 1, 28, 28)
+    average.renew_statistics(images)
+    first, norm = average.model[0][0], average.model[0][1]
+    with torch.no_grad():
+        maps = first((images - 0.1307) / 0.3081)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, maps.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    assert norm.momentum == 0.1
+    assert not torch.equal(norm.running_mean, model[0][1].running_mean)
 
 
 def test_an_average_goes_on_from_its_state():
