@@ -118,8 +118,11 @@ def do_sweep(args: argparse.Namespace) -> int:
         --ledger FOLDER: ledger to which the rows are added
         --curves: validate after each epoch, not only after the last
         --workers N: number of processes; 0: one per core [default: 0]
+        --stacked: train all seeds in this process as one wide network, for a GPU; needs sgd,
+            --slices 1 and no dropout
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
+    from .experiments.stacked import sweep_stacked
     from .experiments.sweep import sweep
     from .studies.ablations import ablations
 
@@ -137,6 +140,9 @@ def do_sweep(args: argparse.Namespace) -> int:
     configs = [replace(every[k], seed=seed) for seed in args.seeds for k in args.only or every]
     check_allowed("--workers", args.workers, (0, 1024))
     pick_device(configs[0].device)
+    if args.stacked:
+        how = {"data": args.data, "test": args.test}
+        return int(sweep_stacked(configs, args.ledger, **how)[1] > 0)
     how = {"data": args.data, "test": args.test, "curves": args.curves, "workers": args.workers}
     return int(sweep(configs, args.ledger, **how)[1] > 0)
 

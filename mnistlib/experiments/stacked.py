@@ -2,21 +2,25 @@
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import Config, Digits, Run, evaluate
+from .. import Config, Digits, Run, evaluate, load_mnist
 from ..augment import augment
 from ..errors import ConfigError, TrainingError
 from ..optim import learning_rates, make_optimizer
+from ..paths import runs_folder
 from ..runtime import pick_device, run_context, versions
 from ..slices import side_by_side
 from ..state import TrainingState, WeightAverage
+from .ledger import check_ledger, collect, finished, record
 
 EAGER = 3  # steps of each batch size before its CUDA graph is captured
 
@@ -42,8 +46,7 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
     config, n_seeds = configs[0], len(configs)
     if any(replace(c, seed=config.seed) != config for c in configs):
         raise ConfigError("the Configs differ in more than their seed; stack those that do not")
-    if (config.optimizer, config.slices) != ("sgd", 1) or config.dropout or config.cycle_momentum:
-        raise ConfigError("only sgd with constant momentum, one slice and no dropout is stacked")
+    check_stackable(config)
     device = pick_device(config.device)
     train_ids, val_ids = digits.split(config.split)
     val = digits.train_images[val_ids], digits.train_labels[val_ids]
@@ -103,6 +106,58 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
         run = Run(one, digits.source, model, rows, lines, spent, len(val_ids), None, about)
         runs.append(run)
     return runs
+
+
+def sweep_stacked(
+    configs: Sequence[Config], ledger: Path | None = None, *, data: str = "auto", test: bool = False
+) -> tuple[int, int]:
+    """Train and record each Config that is not in the ledger; return the runs done and failed.
+
+    The seeds of each Config are trained side by side. If the sweep is stopped, the same call again
+    does the rest; a stack that was cut off starts anew.
+
+    Args:
+        configs: the runs.
+        ledger: folder of the ledger; by default `runs_folder()`.
+        data: as for `load_mnist`.
+        test: evaluate the final weights of each run on the test set.
+
+    Raises:
+        ConfigError: a Config cannot be stacked, or the device is not available.
+        DatasetError: the digits are missing or damaged.
+        LedgerError: the ledger is damaged or cannot be written to.
+    """
+    folder = ledger or runs_folder()
+    check_ledger(folder)
+    digits = load_mnist(data)
+    known = finished(folder, test and digits.test is not None)
+    left = [c for c in configs if (c.hash(digits.source), c.seed) not in known]
+    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    stacks: dict[Config, list[Config]] = {}
+    for config in left:
+        stacks.setdefault(replace(config, seed=0), []).append(config)
+    for config in stacks:
+        check_stackable(config)
+    failed = 0
+    for own in stacks.values():
+        try:
+            for run in train_stacked(own, digits):
+                record(
+                    run, evaluate(run.model, *digits.test) if test and digits.test else None, folder
+                )
+                print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
+        except TrainingError as error:
+            failed += len(own)
+            print(f"FAILED: {own[0].recipe}, {len(own)} seeds: {error}", file=sys.stderr)
+    collect(folder)
+    return len(left) - failed, failed
+
+
+def check_stackable(config: Config) -> None:
+    """Raise ConfigError unless the seeds of a Config can be stacked."""
+    if (config.optimizer, config.slices) != ("sgd", 1) or config.dropout or config.cycle_momentum:
+        fault = "only sgd with constant momentum, one slice and no dropout can be stacked"
+        raise ConfigError(f"{fault}; set optimizer=sgd, cycle_momentum=false, slices=1, dropout=0")
 
 
 class _Stacked:

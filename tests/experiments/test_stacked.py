@@ -1,5 +1,6 @@
 """Seeds side by side: each is the run that it is alone."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from mnistlib import Config, ConfigError, TrainingError, build, configure, train
-from mnistlib.experiments.stacked import stack, train_stacked
+from mnistlib.experiments.ledger import read_results
+from mnistlib.experiments.stacked import stack, sweep_stacked, train_stacked
+
+STACKED = sys.modules["mnistlib.experiments.stacked"]
 
 SPECS = (
     "reference",
@@ -97,3 +101,37 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_seed(tiny_digit
     wild = replace(SHORT, max_lr=99.0, seed=5, epochs=1, ema_decay=0.0)
     with pytest.raises(TrainingError, match="seed 5"):
         train_stacked([wild], tiny_digits)
+
+
+def test_a_stacked_sweep_records_each_seed_once_and_goes_on(tiny_digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(STACKED, "load_mnist", lambda data: tiny_digits)
+    short = replace(SHORT, epochs=1)
+    configs = [replace(short, seed=seed) for seed in range(2)]
+    other = replace(short, model="c4p r1 p pooled", seed=5)
+    assert sweep_stacked([*configs, other], tmp_path) == (3, 0)
+    rows = read_results(folder=tmp_path)
+    assert sorted(rows["seed"]) == [0, 1, 5]
+    assert set(rows["model"]) == {"reference", "c4p r1 p pooled"}
+    assert rows["test_accuracy"].isna().all()
+    assert sweep_stacked([*configs, replace(short, seed=2)], tmp_path) == (1, 0)
+    assert sweep_stacked(configs, tmp_path, test=True) == (2, 0)
+    assert read_results(folder=tmp_path)["test_accuracy"].notna().sum() == 2
+
+
+def test_a_stack_that_fails_is_reported_and_the_others_go_on(
+    tiny_digits, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(STACKED, "load_mnist", lambda data: tiny_digits)
+    short = replace(SHORT, epochs=1)
+    wild = replace(short, max_lr=99.0, seed=5, ema_decay=0.0)
+    assert sweep_stacked([wild, short], tmp_path) == (1, 1)
+    assert "FAILED: custom, 1 seeds: the weights of seed 5" in capsys.readouterr().err
+
+
+def test_nothing_is_trained_if_one_of_the_configs_cannot_be_stacked(
+    tiny_digits, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(STACKED, "load_mnist", lambda data: tiny_digits)
+    monkeypatch.setattr(STACKED, "train_stacked", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="slices=1"):
+        sweep_stacked([SHORT, replace(SHORT, slices=2)], tmp_path)
