@@ -120,6 +120,7 @@ def do_sweep(args: argparse.Namespace) -> int:
         --workers N: number of processes; 0: one per core [default: 0]
         --stacked: train all seeds in this process as one wide network, for a GPU; needs sgd,
             --slices 1 and no dropout
+        --keep FOLDER: with --stacked, save the final weights of each run here
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
     from .experiments.stacked import sweep_stacked
@@ -141,10 +142,37 @@ def do_sweep(args: argparse.Namespace) -> int:
     check_allowed("--workers", args.workers, (0, 1024))
     pick_device(configs[0].device)
     if args.stacked:
-        how = {"data": args.data, "test": args.test}
-        return int(sweep_stacked(configs, args.ledger, **how)[1] > 0)
+        what = {"data": args.data, "test": args.test, "keep": args.keep}
+        return int(sweep_stacked(configs, args.ledger, **what)[1] > 0)
+    if args.keep:
+        raise ConfigError("--keep is for --stacked; `train` saves the checkpoint of one run")
     how = {"data": args.data, "test": args.test, "curves": args.curves, "workers": args.workers}
     return int(sweep(configs, args.ledger, **how)[1] > 0)
+
+
+def do_pool(args: argparse.Namespace) -> int:
+    """Ask teachers about augmented training images, once for all students.
+
+    The answers are a pool, which is named after its content. A student is trained with --pool NAME
+    and without augmentation or label smoothing of its own. A stopped command is continued by the
+    same one.
+
+    Options:
+        teachers FILE +: checkpoints, all trained with the same split
+        --views N: augmented views of each training image [default: 20]
+        --recipe NAME: whose augmentation the views get [default: best]
+        --device DEVICE: auto, cpu, cuda, mps or xpu [default: auto]
+        --data SOURCE: auto, mnist, sample or a folder [default: auto]
+    """
+    from .pool import build_pool
+
+    check_allowed("--views", int(args.views), (1, 1000))
+    config, device = mnistlib.configure(args.recipe), pick_device(args.device)
+    digits = mnistlib.load_mnist(args.data)
+    name = build_pool(args.teachers, digits, config, int(args.views), device)
+    print(f"pool {name}: {args.views} views of {len(digits.train_labels):,} images, ", end="")
+    print(f"{len(args.teachers)} teachers; train with --pool {name}")
+    return 0
 
 
 def do_bench(args: argparse.Namespace) -> int:

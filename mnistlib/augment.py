@@ -43,7 +43,7 @@ def augment(
         elastic: standard deviation in pixels of displacements drawn at 6x6 points across the image
             and interpolated smoothly between them: a cheap form of the elastic distortion of
             P. Simard, D. Steinkraus and J. Platt, ICDAR 2003.
-        generator: random generator on the images' device; by default torch's own. Or several, one
+        generator: random generator; by default torch's own on the images' device. Or several, one
             for each equal part of the images.
 
     Returns:
@@ -54,8 +54,11 @@ def augment(
         return images
     draws = generator if isinstance(generator, Sequence) else [generator]
     part = n // len(draws)
-    u = torch.cat([torch.rand(part, 6, generator=g, device=images.device) for g in draws])
-    u = (u * 2 - 1).to(images.dtype)  # (N, 6) in ±1
+    places = [g.device if g else images.device for g in draws]
+    u = torch.cat(
+        [torch.rand(part, 6, generator=g, device=d) for g, d in zip(draws, places, strict=True)]
+    )
+    u = (u * 2 - 1).to(images.device, images.dtype)  # (N, 6) in ±1
     angle = u[:, 0] * math.radians(degrees)
     slant = torch.tan(u[:, 1] * math.radians(shear))
     # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
@@ -74,8 +77,11 @@ def augment(
     there = rows @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
     if elastic:
         shape = 2, part, POINTS**2
-        both = [torch.randn(shape, generator=g, device=images.device) for g in draws]
-        points = torch.cat(both, dim=1).flatten(0, 1).to(images.dtype) * elastic  # (2N, 36)
+        both = [
+            torch.randn(shape, generator=g, device=d) for g, d in zip(draws, places, strict=True)
+        ]
+        points = torch.cat(both, dim=1).flatten(0, 1).to(images.device, images.dtype)  # (2N, 36)
+        points *= elastic
         points[:n] *= 2 / width  # x, then y, in the coordinates of the grid
         points[n:] *= 2 / height
         there += points @ _between_points(height, width, images.device, images.dtype)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -72,6 +73,9 @@ class Config:
     seen; needs epoch-images below the number of training images"""
     ema_decay: float = _setting(0.0, 0.0, 0.999999)
     """decay per step of the averaged weights, which replace the last ones in evaluation; 0: none"""
+    pool: str = _setting("")
+    """distillation: name of a pool of augmented images with the answers of teachers, which
+    `python -m mnistlib pool` builds; empty: none"""
     norm_images: int = _setting(0, 0, 60_000)
     """training images, as they are, from which BatchNorm's statistics are computed anew for the
     final weights; 0: statistics are averaged like the weights"""
@@ -102,6 +106,13 @@ class Config:
             raise ConfigError(f"dropout is {self.dropout:g} with {self.slices} slices; {remedy}")
         if self.anneal in ("step", "constant") and self.cycle_momentum:
             raise ConfigError(f"cycle_momentum is True with anneal {self.anneal}: set it to false")
+        if self.pool and not re.fullmatch(r"[0-9a-f]{8}", self.pool):
+            raise ConfigError(f"pool is {self.pool!r}, but it must be eight hex digits")
+        if self.pool and (self.augmentation or self.label_smoothing):
+            remedy = "set augmentation and label_smoothing to 0"
+            raise ConfigError(
+                f"pool {self.pool} has augmented images and its own targets; {remedy}"
+            )
         object.__setattr__(self, "model", " ".join(self.model.split()))
         try:
             check_model(self.model)

@@ -63,7 +63,7 @@ class Slices:
 
         Args:
             images: `(N, 1, 28, 28)`.
-            labels: `(N,)` int64.
+            labels: `(N,)` int64, or what else the loss takes, `(N, ...)`.
             loss: function of logits and labels that returns the losses `(N,)`, or with a single
                 slice their mean.
         """

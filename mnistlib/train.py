@@ -21,6 +21,7 @@ from .errors import TrainingError
 from .evaluate import Evaluation, evaluate
 from .optim import learning_rate, learning_rates
 from .paths import runs_folder
+from .pool import distillation_loss, load_pool
 from .runtime import pick_device, run_context, stop_on_signal, versions
 from .slices import Slices, side_by_side
 from .state import TrainingState
@@ -106,7 +107,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another run, or cannot be saved.
-        ConfigError: the device is not available.
+        ConfigError: the device or the pool is not available.
         DatasetError: the split needs the writers, which are unknown.
         TrainingError: the loss or a weight is no longer finite.
     """
@@ -115,6 +116,7 @@ def train(
     train_ids, val_ids = digits.split(config.split)
     val = digits.train_images[val_ids], digits.train_labels[val_ids]
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
+    pool = load_pool(config, digits, device) if config.pool else None
     per_epoch = config.steps_per_epoch(len(train_ids))
     total = config.epochs * per_epoch
     # threads only pay on a CPU
@@ -135,8 +137,11 @@ def train(
             batches = order.split(config.batch_size)[progress.step % per_epoch :]
             # disable=None: shown on a terminal only
             for ids in tqdm(batches, leave=False, disable=None if verbose else True):
-                batch = images.index_select(0, ids)  # as images[ids], in a thirtieth of the time
-                train_step(state, slices, config, batch, labels[ids].long())
+                if pool:
+                    batch, targets = pool.draw(ids, state.random.augmentation)
+                else:  # as images[ids], in a thirtieth of the time
+                    batch, targets = images.index_select(0, ids), None
+                train_step(state, slices, config, batch, labels[ids].long(), targets)
                 if eval_every and progress.step % eval_every == 0 and len(val_ids):
                     progress.evals.append([progress.step, evaluate(network, *val, threads).error])
                 if stopped:
@@ -173,15 +178,29 @@ def train(
 
 
 def train_step(
-    state: TrainingState, slices: Slices, config: Config, images: Tensor, labels: Tensor
+    state: TrainingState,
+    slices: Slices,
+    config: Config,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None = None,
 ) -> None:
-    """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)` int64."""
+    """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)` int64.
+
+    With targets `(N, 10)`, the answers of teachers, the loss is that of distillation. What is
+    recorded and ranks the images is still their loss with the label.
+    """
     if config.augmentation:  # random numbers for the whole batch, whatever the slices
         draw = state.random.augmentation
         images = augment(images.float() / 255, **config.augmentation, generator=draw)
     each = "none" if config.focus or config.slices > 1 else "mean"
     loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing, reduction=each)
-    losses, logits = slices.backward(images, labels, loss)
+    if targets is None:
+        losses, logits = slices.backward(images, labels, loss)
+    else:
+        truth = torch.cat((targets, labels[:, None]), dim=1)  # (N, 11)
+        _, logits = slices.backward(images, truth, distillation_loss)
+        losses = F.cross_entropy(logits, labels, reduction="none")
     state.optimizer.step()
     state.scheduler.step()
     state.average.update()

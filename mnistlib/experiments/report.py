@@ -35,6 +35,33 @@ def headline(folder: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+def leaderboard(folder: Path | None = None) -> str:
+    """Return the README's leaderboard: recipes with a released checkpoint, and public claims."""
+    lines = [
+        "| parameters | test accuracy, mean [95 %] | test loss | seeds | multiply-accumulates | "
+        "images seen | entry |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    entries: list[tuple[int, float, tuple[str, ...]]] = []
+    for path in (outputs_folder() / "checkpoints").glob("*/*.pth"):
+        recipe = path.parent.name
+        rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        first = rows.iloc[0]
+        cells = (
+            mean_with_interval(rows["test_accuracy"]), f"{rows['test_loss'].mean():.3f}",
+            f"{len(rows)}", f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}",
+            f"`{recipe}`: `{first['model']}`",
+        )  # fmt: skip
+        entries.append((int(first["parameters"]), -rows["test_accuracy"].mean(), cells))
+    for _, claim in read_results("claims", folder).iterrows():
+        site, _, name = str(claim["source"]).partition("/")
+        source = f"[{name}](https://{site}/{name})" if name else site
+        cells = (f"{claim['accuracy']:.2f} %", "", "1", "", "", f"*{source}: {claim['how']}*")
+        entries.append((int(claim["parameters"]), -float(claim["accuracy"]), cells))
+    lines += [f"| {size:,} | {' | '.join(cells)} |" for size, _, cells in sorted(entries)]
+    return "\n".join(lines)
+
+
 def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
     """Return the seconds of whole trainings and how many times as fast as the conventional loop.
 
@@ -202,6 +229,8 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
         raise LedgerError(f"{readme} is not there: the report is part of the repository")
     text = new = readme.read_text(encoding="utf-8")
     blocks = {"headline": headline(), "speed": speed(), "promises": promises()}
+    if (outputs_folder() / "results" / "claims.csv").is_file():
+        blocks["leaderboard"] = leaderboard()
     if (outputs_folder() / "results" / "latency.csv").is_file():
         blocks["latency"] = latency()
     for name, block in blocks.items():

@@ -5,8 +5,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from .. import Config, Digits, Run, evaluate, load_mnist
 from ..augment import augment
+from ..checkpoint import save_checkpoint
 from ..errors import ConfigError, TrainingError
 from ..optim import learning_rates, make_optimizer
 from ..paths import runs_folder
+from ..pool import distillation_loss, load_pool
 from ..runtime import pick_device, run_context, versions
 from ..slices import side_by_side
 from ..state import TrainingState, WeightAverage
@@ -109,7 +112,12 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
 
 
 def sweep_stacked(
-    configs: Sequence[Config], ledger: Path | None = None, *, data: str = "auto", test: bool = False
+    configs: Sequence[Config],
+    ledger: Path | None = None,
+    *,
+    data: str = "auto",
+    test: bool = False,
+    keep: Path | None = None,
 ) -> tuple[int, int]:
     """Train and record each Config that is not in the ledger; return the runs done and failed.
 
@@ -121,8 +129,11 @@ def sweep_stacked(
         ledger: folder of the ledger; by default `runs_folder()`.
         data: as for `load_mnist`.
         test: evaluate the final weights of each run on the test set.
+        keep: folder to which the final weights of each run are saved, as checkpoints that cannot
+            be resumed.
 
     Raises:
+        CheckpointError: a checkpoint cannot be saved.
         ConfigError: a Config cannot be stacked, or the device is not available.
         DatasetError: the digits are missing or damaged.
         LedgerError: the ledger is damaged or cannot be written to.
@@ -142,15 +153,32 @@ def sweep_stacked(
     for own in stacks.values():
         try:
             for run in train_stacked(own, digits):
-                record(
-                    run, evaluate(run.model, *digits.test) if test and digits.test else None, folder
-                )
+                seen = evaluate(run.model, *digits.test) if test and digits.test else None
+                row = record(run, seen, folder)
+                if keep:
+                    save_checkpoint(final_weights(run, row), keep / run.config.run_name(run.source))
                 print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
         except TrainingError as error:
             failed += len(own)
             print(f"FAILED: {own[0].recipe}, {len(own)} seeds: {error}", file=sys.stderr)
     collect(folder)
     return len(left) - failed, failed
+
+
+def final_weights(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a checkpoint of a finished run: its weights and row of the ledger."""
+    progress = {"step": len(run.curve["loss"]), "seconds": run.seconds}
+    return {
+        "config": asdict(run.config),
+        "config_hash": row["config_hash"],
+        "source": run.source,
+        "history": run.history,
+        "val_accuracy": run.history[-1]["val_acc"],
+        "test_accuracy": math.nan if row["test_accuracy"] is None else row["test_accuracy"],
+        "model_state_dict": run.model.state_dict(),
+        "training": {"progress": progress},
+        "versions": run.versions,
+    }
 
 
 def check_stackable(config: Config) -> None:
@@ -169,6 +197,7 @@ class _Stacked:
         self.config, self.n = config, len(states)
         self.single = copy.deepcopy(states[0].model)
         self.images, self.labels = digits.train_images.to(device), digits.train_labels.to(device)
+        self.pool = load_pool(config, digits, device) if config.pool else None
         self.draws = [state.random.augmentation for state in states]
         self.model = stack([state.model for state in states])
         self.model.to(memory_format=torch.channels_last)
@@ -202,18 +231,27 @@ class _Stacked:
 
     def _step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         n = ids.shape[1]
-        batch = self.images.index_select(0, ids.flatten())  # (S * N, 1, 28, 28)
+        labels = self.labels[ids].long().T.flatten()  # (N * S,)
+        if self.pool:
+            drawn = [self.pool.draw(own, g) for own, g in zip(ids, self.draws, strict=True)]
+            batch = torch.cat([images for images, _ in drawn]).float() / 255
+            targets = torch.stack([own for _, own in drawn], dim=1).flatten(0, 1)  # (N * S, 10)
+        else:
+            batch = self.images.index_select(0, ids.flatten())  # (S * N, 1, 28, 28)
         if self.config.augmentation:
             batch = augment(batch.float() / 255, **self.config.augmentation, generator=self.draws)
         batch = batch.view(self.n, n, 28, 28).transpose(0, 1)  # -> (N, S, 28, 28)
         batch = batch.contiguous(memory_format=torch.channels_last)
-        labels = self.labels[ids].long().T.flatten()  # (N * S,)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
             logits = self.model(batch)  # (N, S * 10)
         logits = logits.float().view(n * self.n, 10)
         smoothing = self.config.label_smoothing
         losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-        gradients = torch.autograd.grad(losses.sum() / n, self.weights)
+        total = losses
+        if self.pool:
+            truth = torch.cat((targets, labels[:, None]), dim=1)
+            total, losses = distillation_loss(logits, truth), losses.detach()
+        gradients = torch.autograd.grad(total.sum() / n, self.weights)
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         self.optimizer.step()

@@ -63,8 +63,8 @@ def after_step(monkeypatch, action: Callable[..., object]) -> None:
     """Have `action(state, images, labels)` called after each step of the next runs."""
     step = LOOP.train_step
 
-    def watched(state, slices, config, images, labels):
-        step(state, slices, config, images, labels)
+    def watched(state, slices, config, images, labels, *more):
+        step(state, slices, config, images, labels, *more)
         action(state, images, labels)
 
     monkeypatch.setattr(LOOP, "train_step", watched)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mnistlib import MODELS, RECIPES, Config, ConfigError, MnistlibError, configure
+from mnistlib.config import AUGMENTATIONS
 
 # for every field that changes the result, a value that is not its default
 OTHER = {
@@ -17,7 +18,7 @@ OTHER = {
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
     "label_smoothing": 0.1, "elastic": 0.5,
     "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
-    "ema_decay": 0.9, "norm_images": 500, "split": "last", "seed": 1,
+    "ema_decay": 0.9, "norm_images": 500, "pool": "0123abcd", "split": "last", "seed": 1,
 }  # fmt: skip
 NO_RESULT = {"device": "cpu", "threads": 2}
 
@@ -196,6 +197,8 @@ def test_any_other_change_makes_it_custom(name, field):
     # a part of the images and the focus on some of them go together, dropout and slices do not
     more = {"focus": {"epoch_images": 1000}, "epoch_images": {"focus": 0.0}}
     more |= {"slices": {"dropout": 0.0}, "dropout": {"slices": 1}}
+    own = dict.fromkeys((*AUGMENTATIONS, "label_smoothing"), 0.0)  # a pool brings these
+    more |= {"pool": own} | {setting: {"pool": ""} for setting in own}
     more = more.get(field, {})
     for value in values:
         assert configure(name, **{field: value}, **more).recipe == "custom"

@@ -272,14 +272,14 @@ def test_the_loss_of_each_image_reaches_the_sampler_in_order(
 ):
     wanted, step = [], LOOP.train_step
 
-    def watched(state, slices, config, images, labels):
+    def watched(state, slices, config, images, labels, *more):
         parts = images.chunk(3), labels.chunk(3)
         for part, answers in zip(*parts, strict=True):
             losses = F.cross_entropy(
                 copy.deepcopy(state.model)(part), answers, reduction="none", label_smoothing=0.05
             )
             wanted.extend(losses.detach().bfloat16().tolist())
-        step(state, slices, config, images, labels)
+        step(state, slices, config, images, labels, *more)
 
     monkeypatch.setattr(LOOP, "train_step", watched)
     found = []

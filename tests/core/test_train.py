@@ -261,10 +261,10 @@ def test_correct_predictions_are_counted_on_what_was_trained_on(tiny_config, qui
     config = replace(tiny_config, dropout=0, degrees=0, pixels=0, scale=0, shear=0, epochs=1)
     wanted, step = [], LOOP.train_step
 
-    def watched(state, slices, config, images, labels):
+    def watched(state, slices, config, images, labels, *more):
         twin = copy.deepcopy(state.model)
         wanted.append(int((twin(images).argmax(1) == labels).sum()))
-        step(state, slices, config, images, labels)
+        step(state, slices, config, images, labels, *more)
 
     monkeypatch.setattr(LOOP, "train_step", watched)
     assert quick(config).history[0]["train_acc"] == pytest.approx(sum(wanted) / 5)

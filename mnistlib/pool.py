@@ -1,0 +1,149 @@
+"""Distillation: augmented images with the mean answer of teachers, which are asked only once."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .augment import augment
+from .checkpoint import load_checkpoint, load_model
+from .config import Config
+from .data import Digits
+from .errors import ConfigError
+from .paths import runs_folder, write_atomically
+
+TEMPERATURE = 2.0  # of the teachers' answers and of the student's answer to them
+SOFT = 0.9  # weight of the teachers' answers in the loss; the label has the rest
+CHUNK = 1000  # images that are augmented at a time
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Views of the training images, each with the teachers' mean probabilities."""
+
+    images: Tensor
+    """`(V, N, 28, 28)` uint8: V augmented views of each of the N training images"""
+    targets: Tensor
+    """`(V, N, 10)` float16: mean over the teachers of the softmax of logits / TEMPERATURE"""
+
+    def draw(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a random view of each image `ids` `(N,)`, `(N, 1, 28, 28)`, and its target."""
+        view = torch.randint(len(self.images), ids.shape, generator=generator, device=ids.device)
+        return self.images[view, ids].unsqueeze(1), self.targets[view, ids].float()
+
+
+def distillation_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the losses `(N,)` of logits `(N, 10)` for targets and labels.
+
+    The cross-entropy with the teachers at TEMPERATURE, and a tenth of that with the label. Source:
+    G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural network", arXiv
+    1503.02531. Theirs is multiplied by the square of the temperature; with our learning rates that
+    would be too large a step.
+
+    Args:
+        logits: of the student.
+        truth: ten target probabilities and the label of each image, `(N, 11)`.
+    """
+    soft = -(truth[:, :10] * (logits / TEMPERATURE).log_softmax(1)).sum(1)
+    hard = F.cross_entropy(logits, truth[:, 10].long(), reduction="none")
+    return SOFT * TEMPERATURE * soft + (1 - SOFT) * hard
+
+
+def build_pool(
+    teachers: Sequence[Path], digits: Digits, config: Config, views: int, device: torch.device
+) -> str:
+    """Ask the teachers about augmented views of all training images; return the pool's name.
+
+    The pool is a folder `pools/NAME` in `runs_folder()` with a file for each view. Views that are
+    there are not made again, so the same call continues one that was stopped.
+
+    Args:
+        teachers: checkpoints.
+        digits: data.
+        config: whose augmentation the views get.
+        views: how many views of each image.
+        device: where to compute.
+
+    Returns:
+        Eight hex digits of a SHA-256 over the teachers' weights, the data source, the augmentation
+        and the number of views.
+
+    Raises:
+        CheckpointError: a teacher is no intact checkpoint.
+        ConfigError: the teachers held out different images.
+    """
+    contents = [load_checkpoint(path) for path in teachers]
+    splits = {content["config"]["split"] for content in contents}
+    if len(splits) > 1:
+        fault = f"the teachers were trained with different splits ({', '.join(sorted(splits))})"
+        raise ConfigError(f"{fault}; a pool takes teachers of one split")
+    names = [f"{content['config_hash']}-{content['config']['seed']}" for content in contents]
+    about = {"source": digits.source, "views": views, "augmentation": config.augmentation}
+    about |= {"split": splits.pop(), "teachers": names}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for content in contents:
+        for value in content["model_state_dict"].values():
+            digest.update(value.contiguous().numpy().tobytes())
+    name = digest.hexdigest()[:8]
+    folder = pool_folder(name)
+    write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
+    models = [load_model(path).to(device) for path in teachers]
+    size = 250 if device.type == "cpu" else 5000  # images in one call
+    for view in tqdm(range(views), disable=None, desc=f"pool {name}"):
+        path = folder / f"{view}.f16"
+        if path.is_file():
+            continue
+        found = []
+        with torch.inference_mode():
+            for images in _view(digits, config.augmentation, view, device).split(size):
+                answers = [(m(images.unsqueeze(1)) / TEMPERATURE).softmax(1) for m in models]
+                found.append(torch.stack(answers).mean(0).half().cpu())
+        write_atomically(path, torch.cat(found).numpy().tobytes())
+    return name
+
+
+def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
+    """Return the pool of a Config; its images are made anew, which takes seconds to minutes.
+
+    Raises:
+        ConfigError: the pool is not there or incomplete, belongs to other digits, or its teachers
+            were trained on images that the Config validates on.
+    """
+    folder = pool_folder(config.pool)
+    try:
+        about = json.loads((folder / "pool.json").read_bytes())
+        parts = [(folder / f"{view}.f16").read_bytes() for view in range(about["views"])]
+    except OSError:
+        remedy = "build it with `python -m mnistlib pool`, from the teachers that it is named after"
+        raise ConfigError(
+            f"pool {config.pool} is not, or not wholly, in {folder}; {remedy}"
+        ) from None
+    if about["source"] != digits.source:
+        raise ConfigError(f"pool {config.pool} was built on {about['source']}, not {digits.source}")
+    if config.split not in ("none", about["split"]):
+        fault = f"the teachers of pool {config.pool} were trained with split {about['split']}"
+        raise ConfigError(f"{fault}, on images that split {config.split} validates on")
+    raw = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.float16)
+    views = [_view(digits, about["augmentation"], view, device) for view in range(len(parts))]
+    return Pool(torch.stack(views), raw.view(len(parts), -1, 10).to(device))
+
+
+def pool_folder(name: str) -> Path:
+    """Return the folder of a pool."""
+    return runs_folder() / "pools" / name
+
+
+def _view(digits: Digits, amounts: dict[str, float], view: int, device: torch.device) -> Tensor:
+    """Return all training images with the augmentation of a view, `(N, 28, 28)` uint8."""
+    draw = torch.Generator().manual_seed(view)  # on the CPU, so that a view is the same everywhere
+    made = []
+    for images in digits.train_images.split(CHUNK):
+        pixels = augment(images.to(device).float() / 255, **amounts, generator=draw)
+        made.append((pixels * 255).round().to(torch.uint8).squeeze(1))
+    return torch.cat(made)

@@ -1,0 +1,183 @@
+"""Notebook 07: how small a network can get, and what was tried at each size."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import RECIPES
+from ..experiments.ledger import images_seen, read_results, runs_for
+from ..experiments.stats import mean_interval
+from ..plots import QUIET, TRAIN, VALIDATION, figure, log_axis, note
+
+
+def frontier(folder: Path | None = None) -> pd.DataFrame:
+    """Return a row for each recipe that was trained for accuracy, by the size of its network.
+
+    Columns: `recipe`, `model`, `parameters`, `multiply_accumulates`, `images` seen in training, `n`
+    seeds, test `error` in percent, mean over seeds, its 95 % interval `low` to `high` over seeds,
+    `best` and `worst` seed, mean test `loss`.
+    """
+    rows = []
+    for recipe in ("reference", *(name for name in RECIPES if name.startswith("best"))):
+        runs = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        if runs.empty:
+            continue
+        error, first = 100 - runs["test_accuracy"], runs.iloc[0]
+        mean, low, high = mean_interval(list(error))
+        rows.append(
+            {
+                "recipe": recipe,
+                "model": first["model"],
+                "parameters": first["parameters"],
+                "multiply_accumulates": first["multiply_accumulates"],
+                "images": images_seen(first),
+                "n": len(runs),
+                "error": mean,
+                "low": low,
+                "high": high,
+                "best": error.min(),
+                "worst": error.max(),
+                "loss": runs["test_loss"].mean(),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["parameters", "error"], ignore_index=True)
+
+
+def tried(folder: Path | None = None) -> pd.DataFrame:
+    """Return a row for each design and recipe that was judged on images of unseen writers.
+
+    Only networks of less than 20,000 parameters and runs of issue and search alike: `model`,
+    `parameters`, `images` seen, `n` seeds, mean validation `error` in percent and `loss`, `config`
+    without the seed.
+    """
+    runs = read_results(folder=folder)
+    runs = runs[runs["split"].str.startswith("writers") & (runs["parameters"] < 20_000)].copy()
+    runs["images"] = [images_seen(row) for _, row in runs.iterrows()]
+    skipped = {"seed", "device", "threads", "split"}
+    runs["config"] = [
+        json.dumps({k: v for k, v in json.loads(text).items() if k not in skipped}, sort_keys=True)
+        for text in runs["config"]
+    ]
+    runs["error"] = 100 - runs["val_accuracy"]
+    by = ["parameters", "model", "images", "config"]
+    found = runs.groupby(by).agg(
+        n=("seed", "size"), error=("error", "mean"), loss=("val_loss", "mean")
+    )
+    return found.reset_index()
+
+
+def error_vs_parameters(
+    points: pd.DataFrame, claims: pd.DataFrame, title: str, subtitle: str = ""
+) -> None:
+    """Draw test error against parameters, both logarithmic, with public claims as hollow points.
+
+    Args:
+        points: as `frontier` returns them.
+        claims: columns `parameters`, `accuracy` and `source`.
+        title: the finding.
+        subtitle: what is shown, with n.
+    """
+    best = points[points["error"] == points["error"].cummin()]
+    with figure(title, subtitle, (7, 4.2)) as (_, (ax,)):
+        log_axis(ax.xaxis)
+        log_axis(ax.yaxis)
+        ax.fill_between(
+            best["parameters"], best["best"], best["worst"], color=TRAIN, alpha=0.18, lw=0
+        )
+        ax.plot(best["parameters"], best["error"], "o-", color=TRAIN, ms=4)
+        for row in points.itertuples():
+            if row.recipe not in set(best["recipe"]):
+                ax.plot(row.parameters, row.error, "o", color=QUIET, ms=4)
+                note(ax, row.recipe, (row.parameters, row.error), (6, 2), color=QUIET)
+        for row in best.itertuples():
+            text = f"{row.parameters:,}\n{row.error:.2f} %"
+            note(ax, text, (row.parameters, row.error), (0, -24), color=TRAIN, ha="center")
+        for row in claims.itertuples():
+            error = 100 - row.accuracy
+            ax.plot(row.parameters, error, "D", mfc="none", color=VALIDATION, ms=5)
+            name = row.source.rpartition("/")[2]
+            note(ax, f"{name}", (row.parameters, error), (6, 3), color=VALIDATION, fontsize=7)
+        ax.set(xlabel="parameters", ylabel="test error (%)")
+
+
+def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: str) -> None:
+    """Draw the validation error of everything that was tried against its parameters.
+
+    Args:
+        runs: as `tried` returns them.
+        chosen: the models that were chosen, which are filled.
+        title: the finding.
+        subtitle: what is shown.
+    """
+    with figure(title, subtitle, (7, 3.6)) as (_, (ax,)):
+        log_axis(ax.xaxis)
+        log_axis(ax.yaxis)
+        size = 8 + 3 * np.log2(runs["images"] / runs["images"].min())
+        ax.scatter(runs["parameters"], runs["error"], s=size, color=QUIET, alpha=0.7, lw=0)
+        own = runs[runs["model"].isin(chosen)]
+        ax.scatter(own["parameters"], own["error"], s=size[own.index], color=VALIDATION, lw=0)
+        ax.set(xlabel="parameters", ylabel="validation error (%)")
+
+
+def all_weights(model: nn.Module, title: str, subtitle: str) -> None:
+    """Draw every weight of a small network: blue positive, orange negative, one panel a tensor.
+
+    Args:
+        model: a network of a few hundred parameters.
+        title: the finding.
+        subtitle: what is shown.
+    """
+    tensors = [(name, p.detach()) for name, p in model.named_parameters()]
+    convs = [(name, p) for name, p in tensors if p.ndim == 4]
+    widths = [max(1.0, p.shape[1] * (p.shape[3] + 1)) for _, p in convs]
+    grid = {"ncols": len(convs) + 1, "gridspec_kw": {"width_ratios": [*widths, max(widths) / 2]}}
+    with figure(title, subtitle, (7, 2.8), **grid) as (_, axes):
+        for ax, (name, p) in zip(axes, convs, strict=False):
+            picture = _tiles(p)
+            top = float(p.abs().max())
+            ax.imshow(picture, cmap="PuOr", vmin=-top, vmax=top)
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.set_xlabel(f"{name.removesuffix('.weight')}\n{p.numel()}", fontsize=7)
+        vectors = torch.cat([p for _, p in tensors if p.ndim == 1])
+        side = int(np.ceil(len(vectors) ** 0.5))
+        square = torch.full((side * side,), float("nan"))
+        square[: len(vectors)] = vectors
+        top = float(vectors.abs().max())
+        axes[-1].imshow(square.view(side, side), cmap="PuOr", vmin=-top, vmax=top)
+        axes[-1].set(xticks=[], yticks=[])
+        axes[-1].grid(False)
+        axes[-1].set_xlabel(f"BatchNorm\n{len(vectors)}", fontsize=7)
+
+
+def _tiles(weight: torch.Tensor) -> np.ndarray:
+    """Return filters `(out, in, k, k)` as one picture: a row for each output, nan between them."""
+    out, into, k, _ = weight.shape
+    picture = np.full((out * (k + 1) - 1, into * (k + 1) - 1), np.nan)
+    for i in range(out):
+        for j in range(into):
+            down, right = i * (k + 1), j * (k + 1)
+            picture[down : down + k, right : right + k] = weight[i, j].numpy()
+    return picture
+
+
+def errors_by_digit(labels: torch.Tensor, recipes: Mapping[str, str]) -> pd.DataFrame:
+    """Return the mean test errors of each digit in percent, a column for each recipe by its label.
+
+    Args:
+        labels: of the test images, `(10000,)`.
+        recipes: recipe by column.
+    """
+    counts = torch.bincount(labels.long(), minlength=10).numpy()
+    columns = {}
+    for column, recipe in recipes.items():
+        runs = read_results("misread").merge(runs_for(RECIPES[recipe])[["config_hash", "seed"]])
+        wrong = [int(i) for text in runs["wrong"].astype(str) for i in text.split()]
+        missed = torch.bincount(labels[wrong].long(), minlength=10).numpy()
+        columns[column] = 100 * missed / counts / len(runs)
+    return pd.DataFrame(columns)
