@@ -191,6 +191,14 @@ _LONG: dict[str, Any] = _SGD | {
     "degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0, "elastic": 0.5,
     "epoch_images": 15_000, "focus": 0.7, "ema_decay": 0.999, "split": "none",
 }  # fmt: skip
+_STACKED: dict[str, Any] = _SGD | {
+    "label_smoothing": 0.0, "batch_size": 120, "epoch_images": 15_000, "focus": 0.9,
+    "ema_decay": 0.999, "split": "none",
+}  # fmt: skip
+_STRONG: dict[str, Any] = {k: _LONG[k] for k in AUGMENTATIONS}
+_SMALL: dict[str, Any] = _STACKED | _MILD | {"max_lr": 0.15, "norm_images": 10_000}
+# 20 views of each image, answered by seeds 0 to 19 of `teacher`
+_TAUGHT: dict[str, Any] = _STACKED | {"pool": "768ab9d8", "max_lr": 0.12}
 RECIPES: dict[str, Config] = {
     # The published protocol: 391 batches of 128, no augmentation, no averaging
     "reference": Config(epochs=20, max_lr=0.01, pct_start=0.2, dropout=0.05),
@@ -214,6 +222,23 @@ RECIPES: dict[str, Config] = {
     # Most accurate: the reference network (at 0.25 some seeds do not train), any under 20,000
     "best": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
     "best-20k": Config(model="c16k5s2 r1 p r2 r2 full", epochs=144, **_LONG),
+    # The reference network without label smoothing; its seeds teach
+    "teacher": Config(epochs=60, **_STACKED | _STRONG | {"max_lr": 0.12, "weight_decay": 1e-3}),
+    # Taught by them: the reference network, any under 20,000, and two smaller ones
+    "distilled": Config(epochs=130, **_TAUGHT | {"weight_decay": 1e-3}),
+    "distilled-20k": Config(
+        model="net-20k", epochs=80, **_TAUGHT | {"max_lr": 0.15, "weight_decay": 1e-3}
+    ),
+    "distilled-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
+    "distilled-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
+    # Still smaller ones, on their own: teachers did not help a network of 688 parameters
+    "small-3500": Config(
+        model="net-3500", epochs=100, **_SMALL | {"max_lr": 0.12, "degrees": 8.0, "pixels": 1.0,
+        "scale": 0.08, "shear": 5.0},
+    ),
+    "small-1936": Config(model="net-1936", epochs=55, **_SMALL),
+    "small-1000": Config(model="net-1000", epochs=32, **_SMALL),
+    "small-697": Config(model="net-697", epochs=70, **_SMALL),
 }  # fmt: skip
 
 

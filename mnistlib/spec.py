@@ -32,6 +32,17 @@ MODELS = {
     # the reference's blocks on 7x7 maps: 18,216 parameters, under a third of the
     # multiply-accumulates, about a quarter of the activations
     "early": "c24k5s2p x16 r2 r2 full",
+    # the best found within so many parameters (notebook 07). The first three use two separable
+    # convolutions in all of their blocks, on 14x14 and 7x7 maps; from 3,500 on there is room for
+    # full convolutions on 28x28 maps, a layer of its own for each size, and a 7x7 window
+    "net-697": "c9p rs2 = = p = = pooled",
+    "net-1000": "c12p rs2 = = p = = pooled",
+    "net-1936": "c18p rs2 = = p = = pooled",
+    "net-3500": "c8 r1 p c12 r1 = p = shared",
+    "net-6174": "c8 r2 p c14 r2 p = shared",
+    "net-7918": "c8 r2 p c16 r2 p = shared",
+    # deeper than wide, without a head of half its parameters
+    "net-20k": "c16 r2 p r2 r1 p r2 r1 shared",
 }
 
 

@@ -1,7 +1,7 @@
 """Notebook 07: how small a network can get, and what was tried at each size."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,48 +12,49 @@ from torch import nn
 from .. import RECIPES
 from ..experiments.ledger import images_seen, read_results, runs_for
 from ..experiments.stats import mean_interval
-from ..plots import QUIET, TRAIN, VALIDATION, figure, log_axis, note
+from ..plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
+
+# the recipe within each number of parameters
+BUDGETS = {
+    697: "small-697",
+    1_000: "small-1000",
+    1_936: "small-1936",
+    3_500: "small-3500",
+    6_174: "distilled-6174",
+    7_918: "distilled-7918",
+    13_912: "distilled",
+    20_000: "distilled-20k",
+}
 
 
-def frontier(folder: Path | None = None) -> pd.DataFrame:
-    """Return a row for each recipe that was trained for accuracy, by the size of its network.
+def frontier(recipes: Iterable[str], folder: Path | None = None) -> pd.DataFrame:
+    """Return a row for each recipe with test results, by the size of its network.
 
     Columns: `recipe`, `model`, `parameters`, `multiply_accumulates`, `images` seen in training, `n`
     seeds, test `error` in percent, mean over seeds, its 95 % interval `low` to `high` over seeds,
     `best` and `worst` seed, mean test `loss`.
     """
     rows = []
-    for recipe in ("reference", *(name for name in RECIPES if name.startswith("best"))):
+    for recipe in recipes:
         runs = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
-        if runs.empty:
-            continue
         error, first = 100 - runs["test_accuracy"], runs.iloc[0]
         mean, low, high = mean_interval(list(error))
+        about = ("model", "parameters", "multiply_accumulates")
         rows.append(
-            {
-                "recipe": recipe,
-                "model": first["model"],
-                "parameters": first["parameters"],
-                "multiply_accumulates": first["multiply_accumulates"],
-                "images": images_seen(first),
-                "n": len(runs),
-                "error": mean,
-                "low": low,
-                "high": high,
-                "best": error.min(),
-                "worst": error.max(),
-                "loss": runs["test_loss"].mean(),
-            }
+            {"recipe": recipe}
+            | {column: first[column] for column in about}
+            | {"images": images_seen(first), "n": len(runs), "error": mean, "low": low}
+            | {"high": high, "best": error.min(), "worst": error.max()}
+            | {"loss": runs["test_loss"].mean()}
         )
-    return pd.DataFrame(rows).sort_values(["parameters", "error"], ignore_index=True)
+    return pd.DataFrame(rows).sort_values("parameters", ignore_index=True)
 
 
 def tried(folder: Path | None = None) -> pd.DataFrame:
     """Return a row for each design and recipe that was judged on images of unseen writers.
 
-    Only networks of less than 20,000 parameters and runs of issue and search alike: `model`,
-    `parameters`, `images` seen, `n` seeds, mean validation `error` in percent and `loss`, `config`
-    without the seed.
+    Only networks of less than 20,000 parameters. Columns: `model`, `parameters`, `images` seen,
+    `config` without seed and split, `n` runs, mean validation `error` in percent and `loss`.
     """
     runs = read_results(folder=folder)
     runs = runs[runs["split"].str.startswith("writers") & (runs["parameters"] < 20_000)].copy()
@@ -72,36 +73,36 @@ def tried(folder: Path | None = None) -> pd.DataFrame:
 
 
 def error_vs_parameters(
-    points: pd.DataFrame, claims: pd.DataFrame, title: str, subtitle: str = ""
+    points: pd.DataFrame, others: pd.DataFrame, claims: pd.DataFrame, title: str, subtitle: str = ""
 ) -> None:
     """Draw test error against parameters, both logarithmic, with public claims as hollow points.
 
     Args:
-        points: as `frontier` returns them.
+        points: the frontier, as `frontier` returns it.
+        others: further recipes, likewise.
         claims: columns `parameters`, `accuracy` and `source`.
         title: the finding.
         subtitle: what is shown, with n.
     """
-    best = points[points["error"] == points["error"].cummin()]
-    with figure(title, subtitle, (7, 4.2)) as (_, (ax,)):
+    with figure(title, subtitle, (7, 4.4)) as (_, (ax,)):
         log_axis(ax.xaxis)
         log_axis(ax.yaxis)
         ax.fill_between(
-            best["parameters"], best["best"], best["worst"], color=TRAIN, alpha=0.18, lw=0
+            points["parameters"], points["best"], points["worst"], color=TRAIN, alpha=0.18, lw=0
         )
-        ax.plot(best["parameters"], best["error"], "o-", color=TRAIN, ms=4)
-        for row in points.itertuples():
-            if row.recipe not in set(best["recipe"]):
-                ax.plot(row.parameters, row.error, "o", color=QUIET, ms=4)
-                note(ax, row.recipe, (row.parameters, row.error), (6, 2), color=QUIET)
-        for row in best.itertuples():
-            text = f"{row.parameters:,}\n{row.error:.2f} %"
-            note(ax, text, (row.parameters, row.error), (0, -24), color=TRAIN, ha="center")
-        for row in claims.itertuples():
-            error = 100 - row.accuracy
-            ax.plot(row.parameters, error, "D", mfc="none", color=VALIDATION, ms=5)
-            name = row.source.rpartition("/")[2]
-            note(ax, f"{name}", (row.parameters, error), (6, 3), color=VALIDATION, fontsize=7)
+        ax.plot(points["parameters"], points["error"], "o-", color=TRAIN, ms=4)
+        for row in points.to_dict("records"):
+            text, place = f"{row['parameters']:,}\n{row['error']:.2f} %", (-4, -22)
+            note(ax, text, (row["parameters"], row["error"]), place, color=TRAIN, ha="right")
+        for row in others.to_dict("records"):
+            place = row["parameters"], row["error"]
+            ax.plot(*place, "o", color=REFERENCE, ms=4)
+            note(ax, row["recipe"], place, (6, -3), color=REFERENCE)
+        for row in claims.to_dict("records"):
+            place = row["parameters"], 100 - row["accuracy"]
+            ax.plot(*place, "D", mfc="none", color=VALIDATION, ms=5)
+            name = row["source"].rpartition("/")[2]
+            note(ax, name, place, (6, 3), color=VALIDATION, fontsize=7)
         ax.set(xlabel="parameters", ylabel="test error (%)")
 
 
