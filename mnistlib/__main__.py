@@ -50,8 +50,9 @@ def do_train(args: argparse.Namespace) -> int:
     checkpoint, which --resume continues. Settings that are not given are those of the recipe.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it,
-            reference-fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best, best-20k, teacher, distilled,
+            distilled-20k, distilled-7918, distilled-6174, small-3500, small-1936, small-1000 or
+            small-697; without it, reference-fast
         --resume CHECKPOINT: continue this run with its own settings; with the folder of a run, from
             its latest intact checkpoint
         --test: evaluate the final weights on the test set
@@ -108,8 +109,9 @@ def do_sweep(args: argparse.Namespace) -> int:
     so the same command continues a stopped sweep. An interrupted run continues from its last epoch.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best or best-20k; without it,
-            reference-fast
+        --recipe NAME: reference, reference-fast, fast, sprint, best, best-20k, teacher, distilled,
+            distilled-20k, distilled-7918, distilled-6174, small-3500, small-1936, small-1000 or
+            small-697; without it, reference-fast
         --seeds FROM:TO: 0:20 means 0 to 19 [default: 0:5]
         --ablations N: train the comparisons of notebook 06 instead, N epochs each; other settings
             do not apply
@@ -160,7 +162,7 @@ def do_pool(args: argparse.Namespace) -> int:
     Options:
         teachers FILE +: checkpoints, all trained with the same split
         --views N: augmented views of each training image [default: 20]
-        --recipe NAME: whose augmentation the views get [default: best]
+        --recipe NAME: whose augmentation the views get [default: teacher]
         --device DEVICE: auto, cpu, cuda, mps or xpu [default: auto]
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """

@@ -97,7 +97,7 @@ def released_checkpoint(recipe: str = "best") -> Path:
     """Return the path of a recipe's checkpoint that comes with the repository, its seed 0.
 
     Raises:
-        CheckpointError: there is none; only `best` and `reference` have one, in a clone.
+        CheckpointError: there is none; the recipes of the leaderboard have one, in a clone.
     """
     for path in (outputs_folder() / "checkpoints" / recipe).glob("*.pth"):
         return path

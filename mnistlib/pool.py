@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,18 +80,8 @@ def build_pool(
         ConfigError: the teachers held out different images.
     """
     contents = [load_checkpoint(path) for path in teachers]
-    splits = {content["config"]["split"] for content in contents}
-    if len(splits) > 1:
-        fault = f"the teachers were trained with different splits ({', '.join(sorted(splits))})"
-        raise ConfigError(f"{fault}; a pool takes teachers of one split")
-    names = [f"{content['config_hash']}-{content['config']['seed']}" for content in contents]
-    about = {"source": digits.source, "views": views, "augmentation": config.augmentation}
-    about |= {"split": splits.pop(), "teachers": names}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for content in contents:
-        for value in content["model_state_dict"].values():
-            digest.update(value.contiguous().numpy().tobytes())
-    name = digest.hexdigest()[:8]
+    made_of = contents, digits.source, config, views
+    name, about = pool_name(*made_of), _about(*made_of)
     folder = pool_folder(name)
     write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
     models = [load_model(path).to(device) for path in teachers]
@@ -106,6 +97,30 @@ def build_pool(
                 found.append(torch.stack(answers).mean(0).half().cpu())
         write_atomically(path, torch.cat(found).numpy().tobytes())
     return name
+
+
+def pool_name(teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int) -> str:
+    """Return the name of the pool of these teachers, contents of checkpoints; see `build_pool`."""
+    digest = hashlib.sha256(
+        json.dumps(_about(teachers, source, config, views), sort_keys=True).encode()
+    )
+    for content in teachers:
+        for value in content["model_state_dict"].values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _about(
+    teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int
+) -> dict[str, Any]:
+    """Return what a pool is made of."""
+    splits = {content["config"]["split"] for content in teachers}
+    if len(splits) > 1:
+        fault = f"the teachers were trained with different splits ({', '.join(sorted(splits))})"
+        raise ConfigError(f"{fault}; a pool takes teachers of one split")
+    names = [f"{content['config_hash']}-{content['config']['seed']}" for content in teachers]
+    about = {"source": source, "views": views, "augmentation": config.augmentation}
+    return about | {"split": splits.pop(), "teachers": names}
 
 
 def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:

@@ -21,7 +21,8 @@ def headline(folder: Path | None = None) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     timed = speed_ratios(folder).groupby("name")["seconds"].median()
-    for recipe in ("reference", "reference-fast", "fast", "best", "best-20k"):
+    shown = "reference", "reference-fast", "fast", "best", "best-20k", "distilled", "distilled-20k"
+    for recipe in shown:
         rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
         if rows.empty:
             continue
@@ -30,7 +31,7 @@ def headline(folder: Path | None = None) -> str:
         lines.append(
             f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | "
             f"{mean_with_interval(rows['test_accuracy'])} | {rows['test_loss'].mean():.3f} | "
-            f"{len(rows)} | {seconds:.0f} |"
+            f"{len(rows)} | {'GPU' if (rows['device'] == 'cuda').all() else f'{seconds:.0f}'} |"
         )
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """Notebook 07: how small a network can get, and what was tried at each size."""
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -53,11 +54,12 @@ def frontier(recipes: Iterable[str], folder: Path | None = None) -> pd.DataFrame
 def tried(folder: Path | None = None) -> pd.DataFrame:
     """Return a row for each design and recipe that was judged on images of unseen writers.
 
-    Only networks of less than 20,000 parameters. Columns: `model`, `parameters`, `images` seen,
+    Only networks of less than 20,000 parameters, and no run that was tested. Columns: `model`, `parameters`, `images` seen,
     `config` without seed and split, `n` runs, mean validation `error` in percent and `loss`.
     """
     runs = read_results(folder=folder)
-    runs = runs[runs["split"].str.startswith("writers") & (runs["parameters"] < 20_000)].copy()
+    judged = runs["split"].str.startswith("writers") & runs["test_accuracy"].isna()
+    runs = runs[judged & (runs["parameters"] < 20_000)].copy()
     runs["images"] = [images_seen(row) for _, row in runs.iterrows()]
     skipped = {"seed", "device", "threads", "split"}
     runs["config"] = [
@@ -91,18 +93,23 @@ def error_vs_parameters(
             points["parameters"], points["best"], points["worst"], color=TRAIN, alpha=0.18, lw=0
         )
         ax.plot(points["parameters"], points["error"], "o-", color=TRAIN, ms=4)
-        for row in points.to_dict("records"):
-            text, place = f"{row['parameters']:,}\n{row['error']:.2f} %", (-4, -22)
-            note(ax, text, (row["parameters"], row["error"]), place, color=TRAIN, ha="right")
+        # a label goes to the other side where the next point is near
+        sizes = [*points["parameters"], np.inf]
+        for row, following in zip(points.to_dict("records"), sizes[1:], strict=True):
+            text, place = f"{row['parameters']:,}\n{row['error']:.2f} %", (0, -24)
+            if following < 1.5 * row["parameters"]:
+                place = (0, 7)
+            note(ax, text, (row["parameters"], row["error"]), place, color=TRAIN, ha="center")
         for row in others.to_dict("records"):
-            place = row["parameters"], row["error"]
-            ax.plot(*place, "o", color=REFERENCE, ms=4)
-            note(ax, row["recipe"], place, (6, -3), color=REFERENCE)
-        for row in claims.to_dict("records"):
-            place = row["parameters"], 100 - row["accuracy"]
-            ax.plot(*place, "D", mfc="none", color=VALIDATION, ms=5)
-            name = row["source"].rpartition("/")[2]
-            note(ax, name, place, (6, 3), color=VALIDATION, fontsize=7)
+            spot = row["parameters"], row["error"]
+            ax.plot(*spot, "o", color=REFERENCE, ms=4)
+            note(ax, row["recipe"], spot, (-6, -3), color=REFERENCE, ha="right")
+        sizes = [*claims["parameters"], np.inf]
+        for row, following in zip(claims.to_dict("records"), sizes[1:], strict=True):
+            spot = row["parameters"], 100 - row["accuracy"]
+            ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)
+            name, near = row["source"].rpartition("/")[2], following < 1.5 * row["parameters"]
+            note(ax, name, spot, (6, -9 if near else 3), color=VALIDATION, fontsize=7)
         ax.set(xlabel="parameters", ylabel="test error (%)")
 
 
@@ -126,44 +133,49 @@ def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: st
 
 
 def all_weights(model: nn.Module, title: str, subtitle: str) -> None:
-    """Draw every weight of a small network: blue positive, orange negative, one panel a tensor.
+    """Draw every parameter of a small network: orange negative, violet positive, by tensor.
 
     Args:
         model: a network of a few hundred parameters.
         title: the finding.
         subtitle: what is shown.
     """
-    tensors = [(name, p.detach()) for name, p in model.named_parameters()]
-    convs = [(name, p) for name, p in tensors if p.ndim == 4]
-    widths = [max(1.0, p.shape[1] * (p.shape[3] + 1)) for _, p in convs]
-    grid = {"ncols": len(convs) + 1, "gridspec_kw": {"width_ratios": [*widths, max(widths) / 2]}}
-    with figure(title, subtitle, (7, 2.8), **grid) as (_, axes):
-        for ax, (name, p) in zip(axes, convs, strict=False):
-            picture = _tiles(p)
-            top = float(p.abs().max())
+    weights = [p.detach() for p in model.parameters() if p.ndim == 4]
+    vectors = torch.cat([p.detach() for p in model.parameters() if p.ndim == 1])
+    pictures, labels = [_tiles(p) for p in weights], []
+    for p in weights:
+        out, into, k, _ = p.shape
+        what = f"{out} kernels {k}x{k}" if into == 1 else f"{k}x{k}, {into} to {out}"
+        labels.append(f"{what}\n{p.numel()}")
+    pictures.append(_tiles(vectors.view(-1, 1, 1, 1)))
+    labels.append(f"BatchNorm\n{len(vectors)}")
+    grid = {"ncols": len(pictures), "gridspec_kw": {"width_ratios": [p.shape[1] for p in pictures]}}
+    with figure(title, subtitle, (7, 1.9), **grid) as (_, axes):
+        for ax, picture, label in zip(axes, pictures, labels, strict=True):
+            top = np.nanmax(np.abs(picture))
             ax.imshow(picture, cmap="PuOr", vmin=-top, vmax=top)
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
-            ax.set_xlabel(f"{name.removesuffix('.weight')}\n{p.numel()}", fontsize=7)
-        vectors = torch.cat([p for _, p in tensors if p.ndim == 1])
-        side = int(np.ceil(len(vectors) ** 0.5))
-        square = torch.full((side * side,), float("nan"))
-        square[: len(vectors)] = vectors
-        top = float(vectors.abs().max())
-        axes[-1].imshow(square.view(side, side), cmap="PuOr", vmin=-top, vmax=top)
-        axes[-1].set(xticks=[], yticks=[])
-        axes[-1].grid(False)
-        axes[-1].set_xlabel(f"BatchNorm\n{len(vectors)}", fontsize=7)
+            ax.spines[:].set(visible=False)
+            ax.set_xlabel(label, fontsize=7)
 
 
 def _tiles(weight: torch.Tensor) -> np.ndarray:
-    """Return filters `(out, in, k, k)` as one picture: a row for each output, nan between them."""
+    """Return filters `(out, in, k, k)` as one picture, nan between and after them.
+
+    A row for each output; kernels of a single input stand in a square instead.
+    """
     out, into, k, _ = weight.shape
-    picture = np.full((out * (k + 1) - 1, into * (k + 1) - 1), np.nan)
-    for i in range(out):
-        for j in range(into):
-            down, right = i * (k + 1), j * (k + 1)
-            picture[down : down + k, right : right + k] = weight[i, j].numpy()
+    if into == 1:
+        into = math.ceil(out**0.5)
+        whole = torch.full((math.ceil(out / into) * into, k, k), math.nan)
+        whole[:out] = weight[:, 0]
+        weight = whole.view(-1, into, k, k)
+    step = k + 1 if k > 1 else 1
+    picture = np.full((len(weight) * step - (k > 1), into * step - (k > 1)), np.nan)
+    for i, row in enumerate(weight.numpy()):
+        for j, kernel in enumerate(row):
+            picture[i * step : i * step + k, j * step : j * step + k] = kernel
     return picture
 
 

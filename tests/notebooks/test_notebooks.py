@@ -14,6 +14,7 @@ import pytest
 import mnistlib
 from mnistlib import MODELS, RECIPES, Budget, ConfigError, build
 from mnistlib.experiments.ledger import read_results, runs_for
+from mnistlib.studies.frontier import BUDGETS
 from mnistlib.studies.speed import BASELINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ def cells(path, kind):
 
 def test_the_notebooks_are_there():
     assert [p.stem[:2] for p in NOTEBOOKS] == [
-        "01", "02", "03", "04", "05", "06", "08", "09", "10", "11",
+        "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11",
     ]  # fmt: skip
 
 
@@ -74,8 +75,8 @@ def test_it_defines_no_long_function_and_reaches_for_no_path_or_package(path):
 
 
 STUDIES = {
-    "01": "architecture", "02": "architecture", "05": "seeds", "06": "ablations", "08": "speed",
-    "09": "reproducibility", "10": "errors", "11": "pictures",
+    "01": "architecture", "02": "architecture", "05": "seeds", "06": "ablations", "07": "frontier",
+    "08": "speed", "09": "reproducibility", "10": "errors", "11": "pictures",
 }  # fmt: skip
 
 
@@ -116,6 +117,8 @@ def test_it_imports_public_names_plots_experiments_and_its_own_study(path):
         ("05", "scipy.stats.binomtest("),
         ("05", "scipy.stats.bootstrap("),
         ("06", "scipy.stats.ttest_rel("),
+        ("07", "class Smallest(nn.Module):"),
+        ("07", "torch.testing.assert_close(own(images), library(images))"),
         ("08", "DataLoader("),
         ("08", "optimizer.step()"),
         ("11", "by_hand[down : down + height, right : right + width] = small"),
@@ -145,6 +148,7 @@ PARAMETERS = {
     "04": {"recipe": (["reference"], ["sprint", "best", "unknown"])},
     "05": {"gain": ([0.05, 0.3], [0, -1, 100, float("nan")])},
     "06": {"least": ([2, 8], [0, 1, 9, 1000])},
+    "07": {"limit": ([697, 13_912], [0, 700, "small", 3.5])},
     "08": {"seed": ([0, 7], [-1, "one", 2**31])},
     "09": {"stop_after": ([1, 5], [0, 6, 7]), "seed": ([0], [-1])},
     "10": {"bins": ([5, 50], [4, 51, 7.5]), "side": ([3, 15], [1, 4, 17, "wide"])},
@@ -234,7 +238,9 @@ def known_numbers():
     targets |= {"99.65 %", "99.70 %"}  # of best and best-20k; notebook 06 says that they are missed
     targets.add(f"{100 - 90 * RECIPES['fast'].label_smoothing:.1f} %")  # of the correct digit
     targets.add("98.5 %")  # of pictures; notebook 11 asserts that it is met
-    means = {recipe: runs_for(RECIPES[recipe])["test_accuracy"] for recipe in ("best", "best-20k")}
+    counts += list(BUDGETS)
+    recipes = ("best", "best-20k", *BUDGETS.values())
+    means = {recipe: runs_for(RECIPES[recipe])["test_accuracy"] for recipe in recipes}
     headline = {f"{test.mean():.2f} %" for test in means.values()}
     return known | {f"{published['val_acc'].max():.1f} %"} | targets | headline
 

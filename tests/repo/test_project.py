@@ -2,12 +2,14 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from mnistlib import (
     RECIPES,
+    Budget,
     Config,
     DatasetError,
     build,
@@ -20,6 +22,10 @@ from mnistlib import (
 )
 from mnistlib.experiments.ledger import read_results, runs_for
 from mnistlib.experiments.report import write_report
+from mnistlib.pool import pool_name
+from mnistlib.studies.frontier import BUDGETS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_readme_says_what_the_ledger_says():
@@ -46,6 +52,8 @@ def test_the_recipes_are_the_ones_that_were_run():
         "sprint": set(range(20)),
         "best": set(range(20)),
         "best-20k": set(range(20)),
+        "teacher": set(range(20)),
+        **dict.fromkeys(BUDGETS.values(), set(range(20))),
     }.items():
         rows = runs_for(RECIPES[recipe])
         assert seeds <= set(rows["seed"])
@@ -101,6 +109,49 @@ def test_the_quick_recipes_reach_their_bars(recipe, n, accuracy):
     assert rows["val_accuracy"].mean() >= accuracy
     assert rows["test_accuracy"].mean() >= accuracy
     assert (rows["parameters"] < 20_000).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [("distilled", 99.65), ("distilled-7918", 99.60), ("distilled-6174", 99.55)],
+)
+def test_networks_with_teachers_reach_the_aims_of_their_size(recipe, least):
+    rows = runs_for(RECIPES[recipe]).query("seed < 20")
+    assert len(rows) == 20
+    assert round(rows["test_accuracy"].mean(), 6) >= least
+    assert rows["test_loss"].mean() <= 0.016
+
+
+ENTRIES = sorted(path.parent.name for path in (ROOT / "outputs" / "checkpoints").glob("*/*.pth"))
+
+
+@pytest.mark.parametrize("recipe", ENTRIES)
+def test_an_entry_of_the_leaderboard_gives_the_figures_of_its_row_again(recipe):
+    path = released_checkpoint(recipe)
+    assert path.stat().st_size < 450_000
+    content = load_checkpoint(path)
+    config, rows = Config(**content["config"]), runs_for(RECIPES[recipe])
+    row = rows[rows["seed"] == 0].iloc[0]
+    assert content["config_hash"] == config.hash("mnist") == row["config_hash"]
+    assert Budget(build(config.model)).parameters == row["parameters"] < 20_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        digits = load_mnist()
+    if digits.test:
+        seen = evaluate(load_model(path), *digits.test)
+        assert seen.accuracy == row["test_accuracy"]
+        assert seen.loss == pytest.approx(row["test_loss"], abs=2e-5)
+        assert set(BUDGETS.values()) | {"reference", "best", "teacher"} == set(ENTRIES)
+
+
+def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
+    paths = sorted((ROOT / "outputs" / "checkpoints" / "teacher" / "seeds").glob("*.pth"))
+    contents = [load_checkpoint(path) for path in paths]
+    assert [content["config"]["seed"] for content in contents] == list(range(20))
+    name = pool_name(contents, "mnist", RECIPES["teacher"], 20)
+    taught = {recipe: c.pool for recipe, c in RECIPES.items() if c.pool}
+    assert set(taught.values()) == {name}
+    assert len(taught) == 4
 
 
 @pytest.mark.parametrize(
