@@ -144,6 +144,10 @@ def do_sweep(args: argparse.Namespace) -> int:
     check_allowed("--workers", args.workers, (0, 1024))
     pick_device(configs[0].device)
     if args.stacked:
+        if args.curves or args.workers:
+            raise ConfigError(
+                "--curves and --workers do not go with --stacked, which is one process"
+            )
         what = {"data": args.data, "test": args.test, "keep": args.keep}
         return int(sweep_stacked(configs, args.ledger, **what)[1] > 0)
     if args.keep:
@@ -168,10 +172,14 @@ def do_pool(args: argparse.Namespace) -> int:
     """
     from .pool import build_pool
 
-    check_allowed("--views", int(args.views), (1, 1000))
+    check_allowed("--views", args.views, (1, 100))
     config, device = mnistlib.configure(args.recipe), pick_device(args.device)
+    if not config.augmentation:
+        raise ConfigError(
+            f"--recipe {args.recipe} has no augmentation, so all views would be alike"
+        )
     digits = mnistlib.load_mnist(args.data)
-    name = build_pool(args.teachers, digits, config, int(args.views), device)
+    name = build_pool(args.teachers, digits, config, args.views, device)
     print(f"pool {name}: {args.views} views of {len(digits.train_labels):,} images, ", end="")
     print(f"{len(args.teachers)} teachers; train with --pool {name}")
     return 0

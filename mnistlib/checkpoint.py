@@ -145,6 +145,8 @@ def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
         differ = [f"{k} {there[k]!r} there, {here[k]!r} here" for k in here if there[k] != here[k]]
         fault = f"belongs to another run ({'; '.join(differ)})"
         raise CheckpointError(f"{path} {fault}; resume with the same settings")
+    if "model" not in content["training"]:
+        raise CheckpointError(f"{path} has the final weights only; there is nothing to resume")
     return content["training"]
 
 

@@ -42,10 +42,10 @@ class Pool:
 def distillation_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Return the losses `(N,)` of logits `(N, 10)` for targets and labels.
 
-    The cross-entropy with the teachers at TEMPERATURE, and a tenth of that with the label. Source:
-    G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural network", arXiv
-    1503.02531. Theirs is multiplied by the square of the temperature; with our learning rates that
-    would be too large a step.
+    SOFT times the cross-entropy with the teachers at TEMPERATURE, and the rest that with the label.
+    Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural network", arXiv
+    1503.02531. They multiply the first by the square of the temperature; here it is multiplied by
+    the temperature, because with our learning rates the steps would be too large.
 
     Args:
         logits: of the student.
@@ -88,7 +88,7 @@ def build_pool(
     size = 250 if device.type == "cpu" else 5000  # images in one call
     for view in tqdm(range(views), disable=None, desc=f"pool {name}"):
         path = folder / f"{view}.f16"
-        if path.is_file():
+        if path.is_file() and path.stat().st_size == 20 * len(digits.train_labels):
             continue
         found = []
         with torch.inference_mode():
@@ -114,6 +114,8 @@ def _about(
     teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int
 ) -> dict[str, Any]:
     """Return what a pool is made of."""
+    if {content["source"] for content in teachers} != {source}:
+        raise ConfigError(f"not all teachers were trained on the source {source!r} of the digits")
     splits = {content["config"]["split"] for content in teachers}
     if len(splits) > 1:
         fault = f"the teachers were trained with different splits ({', '.join(sorted(splits))})"
@@ -134,19 +136,24 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
     try:
         about = json.loads((folder / "pool.json").read_bytes())
         parts = [(folder / f"{view}.f16").read_bytes() for view in range(about["views"])]
-    except OSError:
-        remedy = "build it with `python -m mnistlib pool`, from the teachers that it is named after"
-        raise ConfigError(
-            f"pool {config.pool} is not, or not wholly, in {folder}; {remedy}"
-        ) from None
+        whole = {len(part) for part in parts} == {20 * len(digits.train_labels)}
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        remedy = "the pool of the recipes is built by `python -m mnistlib pool "
+        remedy += "outputs/checkpoints/teacher/seeds/*.pth`"
+        raise ConfigError(f"pool {config.pool} is not, or not wholly, in {folder}; {remedy}")
     if about["source"] != digits.source:
         raise ConfigError(f"pool {config.pool} was built on {about['source']}, not {digits.source}")
     if config.split not in ("none", about["split"]):
         fault = f"the teachers of pool {config.pool} were trained with split {about['split']}"
         raise ConfigError(f"{fault}, on images that split {config.split} validates on")
     raw = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.float16)
-    views = [_view(digits, about["augmentation"], view, device) for view in range(len(parts))]
-    return Pool(torch.stack(views), raw.view(len(parts), -1, 10).to(device))
+    size = len(parts), len(digits.train_labels), 28, 28
+    images = torch.empty(size, dtype=torch.uint8, device=device)
+    for view in range(len(parts)):
+        images[view] = _view(digits, about["augmentation"], view, device)
+    return Pool(images, raw.view(len(parts), -1, 10).to(device))
 
 
 def pool_folder(name: str) -> Path:

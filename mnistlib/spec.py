@@ -131,6 +131,9 @@ class SpecNet(nn.Sequential):
             elif word in ACTIVATIONS:
                 activation = ACTIVATIONS[word]
             else:
+                if word == "=":
+                    fault = "nothing stands before it that keeps size and channels"
+                    raise ValueError(f"'=' repeats nothing: {fault}")
                 raise ValueError(f"{word!r} is no layer; layers are like c16k5s2, r2, p, x16, d")
         if head not in HEADS or not size:
             needed = f"must end in a head ({', '.join(HEADS)}) on maps of 1x1 or more"

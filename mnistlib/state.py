@@ -1,6 +1,7 @@
 """The training state, in parts that each have a state dict."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ class WeightAverage:
         for m in norms:
             m.train().reset_running_stats()
             m.momentum = None  # the mean over all batches
-        for batch in images.split(500):
+        for batch in images.chunk(math.ceil(len(images) / 500)):
             self.model(batch.to(next(self.model.parameters()).device))
         for m in norms:
-            m.momentum = 0.1  # torch's default
+            m.eval().momentum = 0.1  # torch's default
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates; an empty dict without averaging."""

@@ -116,7 +116,6 @@ def train(
     train_ids, val_ids = digits.split(config.split)
     val = digits.train_images[val_ids], digits.train_labels[val_ids]
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
-    pool = load_pool(config, digits, device) if config.pool else None
     per_epoch = config.steps_per_epoch(len(train_ids))
     total = config.epochs * per_epoch
     # threads only pay on a CPU
@@ -128,8 +127,10 @@ def train(
         if path:
             state.load_state_dict(training_state(path, config, digits.source))
         progress, network = state.progress, state.average.model
+        left = progress.step < total
+        pool = load_pool(config, digits, device) if config.pool and left else None
         slices = Slices(state.model, config.slices, each)
-        if verbose and progress.step < total:
+        if verbose and left:
             print(HEADER)
         while progress.step < total and not stopped:
             began = time.perf_counter() - progress.seconds

@@ -44,9 +44,11 @@ def leaderboard(folder: Path | None = None) -> str:
         "|---:|---:|---:|---:|---:|---:|---|",
     ]
     entries: list[tuple[int, float, tuple[str, ...]]] = []
-    for path in (outputs_folder() / "checkpoints").glob("*/*.pth"):
-        recipe = path.parent.name
+    for recipe in RECIPES:
+        released = any((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
         rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        if rows.empty or not released:
+            continue
         first = rows.iloc[0]
         cells = (
             mean_with_interval(rows["test_accuracy"]), f"{rows['test_loss'].mean():.3f}",
@@ -57,7 +59,7 @@ def leaderboard(folder: Path | None = None) -> str:
     for _, claim in read_results("claims", folder).iterrows():
         site, _, name = str(claim["source"]).partition("/")
         source = f"[{name}](https://{site}/{name})" if name else site
-        cells = (f"{claim['accuracy']:.2f} %", "", "1", "", "", f"*{source}: {claim['how']}*")
+        cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
         entries.append((int(claim["parameters"]), -float(claim["accuracy"]), cells))
     lines += [f"| {size:,} | {' | '.join(cells)} |" for size, _, cells in sorted(entries)]
     return "\n".join(lines)

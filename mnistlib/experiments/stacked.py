@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import Config, Digits, Run, evaluate, load_mnist
+from .. import Config, Digits, Evaluation, Run, evaluate, load_mnist
 from ..augment import augment
 from ..checkpoint import save_checkpoint
 from ..errors import ConfigError, TrainingError
@@ -23,7 +23,7 @@ from ..pool import distillation_loss, load_pool
 from ..runtime import pick_device, run_context, versions
 from ..slices import side_by_side
 from ..state import TrainingState, WeightAverage
-from .ledger import check_ledger, collect, finished, record
+from .ledger import check_ledger, collect, commit, finished, record
 
 EAGER = 3  # steps of each batch size before its CUDA graph is captured
 
@@ -60,8 +60,8 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
     for one in configs:
         with run_context(one.seed):
             states.append(TrainingState(one, len(train_ids), device))
-    rates, began = learning_rates(config, per_epoch), time.perf_counter()
-    stacked = _Stacked(config, states, digits, device)
+    rates, stacked = learning_rates(config, per_epoch), _Stacked(config, states, digits, device)
+    began = time.perf_counter()
     losses = torch.empty(n_seeds, size, device=device)
     correct = torch.zeros(n_seeds, dtype=torch.int64, device=device)
     samplers = [state.sampler for state in states]
@@ -140,6 +140,7 @@ def sweep_stacked(
     """
     folder = ledger or runs_folder()
     check_ledger(folder)
+    commit()  # cached now, because files may change before the runs end
     digits = load_mnist(data)
     known = finished(folder, test and digits.test is not None)
     left = [c for c in configs if (c.hash(digits.source), c.seed) not in known]
@@ -154,9 +155,11 @@ def sweep_stacked(
         try:
             for run in train_stacked(own, digits):
                 seen = evaluate(run.model, *digits.test) if test and digits.test else None
-                row = record(run, seen, folder)
-                if keep:
-                    save_checkpoint(final_weights(run, row), keep / run.config.run_name(run.source))
+                if keep:  # first, because a run in the ledger is not trained again
+                    save_checkpoint(
+                        final_weights(run, seen), keep / run.config.run_name(run.source)
+                    )
+                record(run, seen, folder)
                 print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
         except TrainingError as error:
             failed += len(own)
@@ -165,16 +168,21 @@ def sweep_stacked(
     return len(left) - failed, failed
 
 
-def final_weights(run: Run, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a checkpoint of a finished run: its weights and row of the ledger."""
+def final_weights(run: Run, seen: Evaluation | None) -> dict[str, Any]:
+    """Return the content of a checkpoint of a finished run, which cannot be resumed.
+
+    Args:
+        run: the run.
+        seen: its evaluation on the test set, if there was one.
+    """
     progress = {"step": len(run.curve["loss"]), "seconds": run.seconds}
     return {
         "config": asdict(run.config),
-        "config_hash": row["config_hash"],
+        "config_hash": run.config.hash(run.source),
         "source": run.source,
         "history": run.history,
         "val_accuracy": run.history[-1]["val_acc"],
-        "test_accuracy": math.nan if row["test_accuracy"] is None else row["test_accuracy"],
+        "test_accuracy": seen.accuracy if seen else math.nan,
         "model_state_dict": run.model.state_dict(),
         "training": {"progress": progress},
         "versions": run.versions,

@@ -3,14 +3,17 @@
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from .. import RECIPES
+from .. import RECIPES, Config
+from ..errors import LedgerError
 from ..experiments.ledger import images_seen, read_results, runs_for
 from ..experiments.stats import mean_interval
 from ..plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
@@ -34,10 +37,15 @@ def frontier(recipes: Iterable[str], folder: Path | None = None) -> pd.DataFrame
     Columns: `recipe`, `model`, `parameters`, `multiply_accumulates`, `images` seen in training, `n`
     seeds, test `error` in percent, mean over seeds, its 95 % interval `low` to `high` over seeds,
     `best` and `worst` seed, mean test `loss`.
+
+    Raises:
+        LedgerError: a recipe has fewer than two tested runs.
     """
     rows = []
     for recipe in recipes:
         runs = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        if len(runs) < 2:
+            raise LedgerError(f"the ledger has fewer than two tested runs of the recipe {recipe!r}")
         error, first = 100 - runs["test_accuracy"], runs.iloc[0]
         mean, low, high = mean_interval(list(error))
         about = ("model", "parameters", "multiply_accumulates")
@@ -54,18 +62,16 @@ def frontier(recipes: Iterable[str], folder: Path | None = None) -> pd.DataFrame
 def tried(folder: Path | None = None) -> pd.DataFrame:
     """Return a row for each design and recipe that was judged on images of unseen writers.
 
-    Only networks of less than 20,000 parameters, and no run that was tested. Columns: `model`, `parameters`, `images` seen,
-    `config` without seed and split, `n` runs, mean validation `error` in percent and `loss`.
+    Only networks of less than 20,000 parameters, and no run that was tested. Columns: `model`,
+    `parameters`, `images` seen, `config` without seed and group of writers, `n` runs, mean
+    validation `error` in percent and `loss`.
     """
     runs = read_results(folder=folder)
     judged = runs["split"].str.startswith("writers") & runs["test_accuracy"].isna()
     runs = runs[judged & (runs["parameters"] < 20_000)].copy()
     runs["images"] = [images_seen(row) for _, row in runs.iterrows()]
-    skipped = {"seed", "device", "threads", "split"}
-    runs["config"] = [
-        json.dumps({k: v for k, v in json.loads(text).items() if k not in skipped}, sort_keys=True)
-        for text in runs["config"]
-    ]
+    same: dict[str, Any] = {"seed": 0, "device": "auto", "threads": 0, "split": "writers"}
+    runs["config"] = [str(replace(Config(**json.loads(text)), **same)) for text in runs["config"]]
     runs["error"] = 100 - runs["val_accuracy"]
     by = ["parameters", "model", "images", "config"]
     found = runs.groupby(by).agg(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from core_helpers import stop_after
 
 from mnistlib import Config, ConfigError, augment, configure, load_model, train
 from mnistlib.experiments.stacked import train_stacked
@@ -153,3 +154,35 @@ def test_a_pool_says_what_it_was_made_of(pool):
     assert about["split"] == "random"
     assert len(about["teachers"]) == 2
     assert about["augmentation"] == AUGMENTED.augmentation
+
+
+def test_a_truncated_view_is_refused_and_made_again(pool, tiny_digits):
+    name, _, teachers = pool
+    path = pool_folder(name) / "0.f16"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(ConfigError, match="not wholly"):
+        load_pool(Config(pool=name), tiny_digits, CPU)
+    build_pool(teachers, tiny_digits, AUGMENTED, 3, CPU)
+    assert path.read_bytes() == whole
+
+
+def test_teachers_of_another_source_are_refused(pool, tiny_digits):
+    with pytest.raises(ConfigError, match="not all teachers were trained on the source 'other'"):
+        build_pool(pool[2], replace(tiny_digits, source="other"), AUGMENTED, 3, CPU)
+
+
+def test_a_student_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
+    pool, tiny_digits, monkeypatch, tmp_path
+):
+    student = replace(STUDENT, pool=pool[0], split="random", norm_images=50)
+    whole = train(student, tiny_digits, save=False, verbose=False)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert train(student, tiny_digits, folder=tmp_path, verbose=False).interrupted
+    resumed = train(student, tiny_digits, tmp_path, folder=tmp_path, verbose=False)
+    assert resumed.curve["loss"] == whole.curve["loss"]
+    for a, b in zip(
+        resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)

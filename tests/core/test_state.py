@@ -9,7 +9,7 @@ import torch
 from core_helpers import CPU, same, state_in, stop_after, weights, without_seconds
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mnistlib import Config, build, load_checkpoint, train
+from mnistlib import CheckpointError, Config, build, load_checkpoint, train
 from mnistlib.checkpoint import save_checkpoint
 from mnistlib.state import Progress, RandomState, TrainingState, WeightAverage
 
@@ -250,7 +250,7 @@ def differs(content, whole, tiny_digits, folder) -> bool:
     path = save_checkpoint(content, folder)
     try:
         run = train(EVERYTHING, tiny_digits, path, folder=folder, eval_every=3, verbose=False)
-    except (KeyError, RuntimeError, ValueError, TypeError):
+    except (CheckpointError, KeyError, RuntimeError, ValueError, TypeError):
         return True
     return not same(state_in(run.checkpoint), state_in(whole.checkpoint))
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mnistlib import Config, ConfigError, TrainingError, build, configure, train
+from mnistlib import (
+    CheckpointError,
+    Config,
+    ConfigError,
+    TrainingError,
+    build,
+    configure,
+    evaluate,
+    load_model,
+    train,
+)
 from mnistlib.experiments.ledger import read_results
 from mnistlib.experiments.stacked import stack, sweep_stacked, train_stacked
 
@@ -71,6 +81,7 @@ def test_a_stacked_seed_is_the_run_that_it_is_alone(tiny_digits):
             assert row["train_loss"] == pytest.approx(own["train_loss"], rel=2e-3)
             assert row["lr"] == pytest.approx(own["lr"])
         assert run.curve["loss"] == pytest.approx(alone.curve["loss"], rel=5e-3)
+        assert not any(module.training for module in run.model.modules())
         assert run.history[-1]["val_loss"] == pytest.approx(alone.history[-1]["val_loss"], rel=5e-3)
 
 
@@ -116,6 +127,21 @@ def test_a_stacked_sweep_records_each_seed_once_and_goes_on(tiny_digits, monkeyp
     assert sweep_stacked([*configs, replace(short, seed=2)], tmp_path) == (1, 0)
     assert sweep_stacked(configs, tmp_path, test=True) == (2, 0)
     assert read_results(folder=tmp_path)["test_accuracy"].notna().sum() == 2
+
+
+def test_kept_weights_are_those_of_the_row_and_cannot_be_resumed(
+    tiny_digits, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(STACKED, "load_mnist", lambda data: tiny_digits)
+    config = replace(SHORT, epochs=1, split="none")
+    sweep_stacked([config], tmp_path / "ledger", test=True, keep=tmp_path / "kept")
+    (path,) = (tmp_path / "kept").glob("*/*.pth")
+    row = read_results(folder=tmp_path / "ledger").iloc[0]
+    seen = evaluate(load_model(path), *tiny_digits.test)
+    assert seen.accuracy == pytest.approx(row["test_accuracy"], abs=1e-4)
+    assert path.stem.endswith(f"_test{row['test_accuracy']:.2f}")
+    with pytest.raises(CheckpointError, match="final weights only"):
+        train(config, tiny_digits, path)
 
 
 def test_a_stack_that_fails_is_reported_and_the_others_go_on(

@@ -60,7 +60,7 @@ def test_its_title_is_a_question_and_a_figure_comes_early(path):
 @each_notebook
 def test_its_cells_are_short(path):
     lines = [len(c.source.splitlines()) for c in cells(path, "code")]
-    assert max(lines) <= 25
+    assert max(lines[1:]) <= 25  # the first has a line for each parameter
     assert statistics.median(lines) <= 5
 
 

@@ -174,7 +174,7 @@ except SystemExit as end:
 
 # How much there is to read. The aims were 700 lines of core, 2,400 in all and 75 arrows, before the
 # studies of errors, pictures and export, which add about 1,050 lines and 23 arrows, and stacked
-# seeds, distillation and the frontier, which add about 480 and 25. The bounds here
+# seeds, distillation and the frontier, which add about 550 and 26. The bounds here
 # are what is reached, so that it does not grow unnoticed: lower them with the code
 
 
@@ -184,11 +184,11 @@ def test_the_public_names_are_few_and_all_there():
 
 
 def test_the_core_is_read_in_one_sitting():
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 940
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in CORE) <= 962
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 4_760
+    assert sum(map(code_lines, FILES)) <= 4_869
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):
@@ -204,7 +204,7 @@ def test_no_line_of_the_package_is_longer_than_100_characters(path):
 
 
 def test_few_files_import_each_other():
-    assert sum(map(len, imports().values())) <= 143
+    assert sum(map(len, imports().values())) <= 144
 
 
 def test_no_chain_of_imports_has_more_than_nine_floors():

@@ -53,7 +53,7 @@ def test_the_recipes_are_the_ones_that_were_run():
         "best": set(range(20)),
         "best-20k": set(range(20)),
         "teacher": set(range(20)),
-        **dict.fromkeys(BUDGETS.values(), set(range(20))),
+        **{recipe: set(range(20)) for recipe in BUDGETS.values()},
     }.items():
         rows = runs_for(RECIPES[recipe])
         assert seeds <= set(rows["seed"])
@@ -141,7 +141,7 @@ def test_an_entry_of_the_leaderboard_gives_the_figures_of_its_row_again(recipe):
         seen = evaluate(load_model(path), *digits.test)
         assert seen.accuracy == row["test_accuracy"]
         assert seen.loss == pytest.approx(row["test_loss"], abs=2e-5)
-        assert set(BUDGETS.values()) | {"reference", "best", "teacher"} == set(ENTRIES)
+        assert set(BUDGETS.values()) | {"reference", "best", "teacher"} <= set(ENTRIES)
 
 
 def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():

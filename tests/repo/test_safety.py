@@ -125,5 +125,6 @@ def test_no_tracked_file_names_a_path_of_one_machine():
             assert not found, f"{found[0]} in {path.name}"
 
 
-def test_the_working_tree_stays_under_twelve_megabytes():
-    assert sum(path.stat().st_size for path in tracked()) < 12_000_000
+def test_the_working_tree_stays_under_sixteen_megabytes():
+    # of which about 4 are the ledger, 3 the notebooks and 3 the released networks and teachers
+    assert sum(path.stat().st_size for path in tracked()) < 16_000_000
