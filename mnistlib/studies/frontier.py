@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +100,30 @@ def error_vs_parameters(
             points["parameters"], points["best"], points["worst"], color=TRAIN, alpha=0.18, lw=0
         )
         ax.plot(points["parameters"], points["error"], "o-", color=TRAIN, ms=4)
-        # a label goes to the other side where the next point is near
-        sizes = [*points["parameters"], np.inf]
-        for row, following in zip(points.to_dict("records"), sizes[1:], strict=True):
-            text, place = f"{row['parameters']:,}\n{row['error']:.2f} %", (0, -24)
-            if following < 1.5 * row["parameters"]:
-                place = (0, 7)
-            note(ax, text, (row["parameters"], row["error"]), place, color=TRAIN, ha="center")
+        for row, side in zip(points.to_dict("records"), _sides(points["parameters"]), strict=True):
+            text, spot = f"{row['parameters']:,}\n{row['error']:.2f} %", (14 * side, -24)
+            note(ax, text, (row["parameters"], row["error"]), spot, color=TRAIN, ha="center")
         for row in others.to_dict("records"):
-            spot = row["parameters"], row["error"]
+            spot, right = (row["parameters"], row["error"]), row["parameters"] > 15_000
             ax.plot(*spot, "o", color=REFERENCE, ms=4)
-            note(ax, row["recipe"], spot, (-6, -3), color=REFERENCE, ha="right")
-        sizes = [*claims["parameters"], np.inf]
-        for row, following in zip(claims.to_dict("records"), sizes[1:], strict=True):
-            spot = row["parameters"], 100 - row["accuracy"]
+            how = {"color": REFERENCE, "ha": "left" if right else "right"}
+            note(ax, row["recipe"], spot, (6, -6) if right else (-6, 2), **how)
+        for row, side in zip(claims.to_dict("records"), _sides(claims["parameters"]), strict=True):
+            spot, name = (
+                (row["parameters"], 100 - row["accuracy"]),
+                row["source"].rpartition("/")[2],
+            )
             ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)
-            name, near = row["source"].rpartition("/")[2], following < 1.5 * row["parameters"]
-            note(ax, name, spot, (6, -9 if near else 3), color=VALIDATION, fontsize=7)
+            how = {"color": VALIDATION, "fontsize": 7, "ha": "right" if side < 0 else "left"}
+            note(ax, name, spot, (-6, -9) if side < 0 else (6, 3), **how)
         ax.set(xlabel="parameters", ylabel="test error (%)")
+
+
+def _sides(parameters: Iterable[int]) -> list[int]:
+    """Return for labels of increasing numbers: -1 if the next is near, 1 if the last is, else 0."""
+    sizes = [0, *parameters, np.inf]
+    near = [b < 1.5 * a for a, b in pairwise(sizes)]
+    return [-1 if after and not before else int(before) for before, after in pairwise(near)]
 
 
 def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: str) -> None:
@@ -138,13 +145,12 @@ def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: st
         ax.set(xlabel="parameters", ylabel="validation error (%)")
 
 
-def all_weights(model: nn.Module, title: str, subtitle: str) -> None:
+def all_weights(model: nn.Module, title: str) -> None:
     """Draw every parameter of a small network: orange negative, violet positive, by tensor.
 
     Args:
         model: a network of a few hundred parameters.
-        title: the finding.
-        subtitle: what is shown.
+        title: what is shown.
     """
     weights = [p.detach() for p in model.parameters() if p.ndim == 4]
     vectors = torch.cat([p.detach() for p in model.parameters() if p.ndim == 1])
@@ -156,7 +162,7 @@ def all_weights(model: nn.Module, title: str, subtitle: str) -> None:
     pictures.append(_tiles(vectors.view(-1, 1, 1, 1)))
     labels.append(f"BatchNorm\n{len(vectors)}")
     grid = {"ncols": len(pictures), "gridspec_kw": {"width_ratios": [p.shape[1] for p in pictures]}}
-    with figure(title, subtitle, (7, 1.9), **grid) as (_, axes):
+    with figure(title, "", (7, 1.7), **grid) as (_, axes):
         for ax, picture, label in zip(axes, pictures, labels, strict=True):
             top = np.nanmax(np.abs(picture))
             ax.imshow(picture, cmap="PuOr", vmin=-top, vmax=top)

@@ -72,7 +72,7 @@ def test_chosen_designs_stand_out_among_those_that_were_tried():
 
 def test_the_drawing_of_all_weights_shows_each_of_them_once():
     model = build("c5p rs1 = pooled")
-    frontier.all_weights(model, "title", "")
+    frontier.all_weights(model, "title")
     shown = [ax.images[0].get_array() for ax in plt.gcf().axes]
     drawn = np.concatenate([np.asarray(a.filled(np.nan)).ravel() for a in shown])
     weights = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
