@@ -106,7 +106,7 @@ def error_vs_parameters(
         for row in others.to_dict("records"):
             spot, right = (row["parameters"], row["error"]), row["parameters"] > 15_000
             ax.plot(*spot, "o", color=REFERENCE, ms=4)
-            how = {"color": REFERENCE, "ha": "left" if right else "right"}
+            how: dict[str, Any] = {"color": REFERENCE, "ha": "left" if right else "right"}
             note(ax, row["recipe"], spot, (6, -6) if right else (-6, 2), **how)
         for row, side in zip(claims.to_dict("records"), _sides(claims["parameters"]), strict=True):
             spot, name = (
