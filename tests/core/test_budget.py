@@ -138,7 +138,8 @@ def test_multiply_accumulates_of_small_networks_are_half_of_torchs_flops(name):
     assert 2 * counted == counter.get_total_flops() > 0
 
 
-@every_model
+# torchinfo counts a convolution that is used twice twice
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if "=" not in spec])
 def test_the_total_is_that_of_torchinfo(name):
     model = build(name)
     with torch.random.fork_rng():
@@ -149,9 +150,9 @@ def test_the_total_is_that_of_torchinfo(name):
 @every_model
 def test_receptive_fields_are_what_gradients_reach(name):
     model = build(name)
-    # a field larger than the image is all of it
-    fields = {layer.name: min(layer.receptive_field, 28) for layer in Budget(model).layers}
-    assert fields == sides_by_gradient(model, 28)
+    # a field larger than the image is all of it, and one as large may be cut off at its border
+    fields = {layer.name: min(layer.receptive_field, 27) for layer in Budget(model).layers}
+    assert fields == {k: min(side, 27) for k, side in sides_by_gradient(model, 28).items()}
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     assert min(fields.values()) == first.kernel_size[0]
 

@@ -64,6 +64,7 @@ def desk(trained, tmp_path, monkeypatch):
 COMMANDS = [
     "train",
     "sweep",
+    "pool",
     "bench",
     "audit",
     "evaluate",
@@ -569,4 +570,4 @@ def test_the_commands_are_all_explained(capsys):
         if name.startswith("do_")
     }
     assert set(listed) == functions
-    assert len(functions) == 10
+    assert len(functions) == 11

@@ -477,18 +477,18 @@ def test_the_table_of_latency_is_taken_within_rounds(ledger):
 
 def test_the_readme_has_the_table_of_latency_where_it_was_measured(ledger, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "outputs_folder", lambda: ledger.parent)
-    names = ("headline", "speed", "promises", "latency")
+    names = ("headline", "speed", "promises", "leaderboard", "latency")
     for name in names:
         monkeypatch.setattr(report, name, lambda name=name: f"the table {name}")
     marks = [f"{report.BEGIN.format(name)}\n{report.END.format(name)}\n" for name in names]
     readme = tmp_path / "README.md"
-    readme.write_text("".join(marks[:3]), encoding="utf-8")
+    readme.write_text("".join(marks[:4]), encoding="utf-8")
     with pytest.raises(LedgerError, match="must have the marks <!-- latency begin"):
         report.write_report(readme=readme)
     readme.write_text("".join(marks), encoding="utf-8")
     assert report.write_report(readme=readme)
     assert "the table latency" in readme.read_text(encoding="utf-8")
     (ledger / "latency.csv").unlink()
-    readme.write_text("".join(marks[:3]), encoding="utf-8")
+    readme.write_text("".join(marks[:4]), encoding="utf-8")
     assert report.write_report(readme=readme)
-    assert "the table promises" in readme.read_text(encoding="utf-8")
+    assert "the table leaderboard" in readme.read_text(encoding="utf-8")
