@@ -159,9 +159,9 @@ def do_sweep(args: argparse.Namespace) -> int:
 def do_pool(args: argparse.Namespace) -> int:
     """Ask teachers about augmented training images, once for all students.
 
-    The answers are a pool, which is named after its content. A student is trained with --pool NAME
-    and without augmentation or label smoothing of its own. A stopped command is continued by the
-    same one.
+    The answers are a pool, which is named after what it is made of. A student is trained with
+    --pool NAME and without augmentation or label smoothing of its own. A stopped command is
+    continued by the same one.
 
     Options:
         teachers FILE +: checkpoints, all trained with the same split

@@ -77,7 +77,7 @@ def build_pool(
 
     Raises:
         CheckpointError: a teacher is no intact checkpoint.
-        ConfigError: the teachers held out different images.
+        ConfigError: the teachers have other digits, or held out different images.
     """
     contents = [load_checkpoint(path) for path in teachers]
     made_of = contents, digits.source, config, views
@@ -101,9 +101,8 @@ def build_pool(
 
 def pool_name(teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int) -> str:
     """Return the name of the pool of these teachers, contents of checkpoints; see `build_pool`."""
-    digest = hashlib.sha256(
-        json.dumps(_about(teachers, source, config, views), sort_keys=True).encode()
-    )
+    about = _about(teachers, source, config, views)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for content in teachers:
         for value in content["model_state_dict"].values():
             digest.update(value.contiguous().numpy().tobytes())

@@ -109,9 +109,9 @@ def error_vs_parameters(
             how: dict[str, Any] = {"color": REFERENCE, "ha": "left" if right else "right"}
             note(ax, row["recipe"], spot, (6, -6) if right else (-6, 2), **how)
         for row, side in zip(claims.to_dict("records"), _sides(claims["parameters"]), strict=True):
-            spot, name = (
-                (row["parameters"], 100 - row["accuracy"]),
+            name, spot = (
                 row["source"].rpartition("/")[2],
+                (row["parameters"], 100 - row["accuracy"]),
             )
             ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)
             how = {"color": VALIDATION, "fontsize": 7, "ha": "right" if side < 0 else "left"}
