@@ -21,11 +21,20 @@ run: $(READY)            ## execute all notebooks headless, train the published 
 reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
 	@$(BIN)/python -m mnistlib notebooks 03 -p recipe reference
 
-# The twin of `best` is trained with images held out; a twin that is there is resumed or kept
+# The twin of `best` and its six teachers are trained with images held out; what is there is resumed
+# or kept. With `make -j2 release` two teachers are trained at a time
 TWIN := outputs/runs/release
-release: $(READY)        ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about 20 minutes)
-	@$(BIN)/python -m mnistlib train $(if $(wildcard $(TWIN)/*.pth),--resume $(TWIN),--recipe best --split writers) --folder $(TWIN)
-	@$(BIN)/python -m mnistlib calibrate --measure $(TWIN)/*.pth
+TEACHERS := $(addprefix $(TWIN)/teacher-,0 1 2 3 4 5)
+.PHONY: $(TEACHERS)
+$(TEACHERS): $(TWIN)/teacher-%: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m mnistlib train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
+		--recipe teacher --split writers --seed $*)
+
+release: $(TEACHERS)     ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about an hour and a half)
+	@pool=$$($(BIN)/python -m mnistlib pool $(TWIN)/teacher-*/*.pth) && \
+		$(BIN)/python -m mnistlib train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
+		--recipe best --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
+	@$(BIN)/python -m mnistlib calibrate --measure $(TWIN)/twin/*.pth
 	@$(BIN)/python -c 'from mnistlib.studies.errors import write_robustness; write_robustness()'
 	@$(BIN)/python -m mnistlib export
 

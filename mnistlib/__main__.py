@@ -25,7 +25,7 @@ from mnistlib import Config, ConfigError
 
 from .checkpoint import latest_checkpoint
 from .config import DEFAULT_RECIPE, check_allowed
-from .experiments.ledger import check_ledger, collect, commit, record
+from .experiments.ledger import check_ledger, collect, commit, record, record_pool
 from .paths import outputs_folder, runs_folder, write_atomically
 from .runtime import pick_device
 
@@ -50,9 +50,9 @@ def do_train(args: argparse.Namespace) -> int:
     checkpoint, which --resume continues. Settings that are not given are those of the recipe.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best, best-20k, teacher, distilled,
-            distilled-20k, distilled-7918, distilled-6174, small-3500, small-1936, small-1000 or
-            small-697; without it, reference-fast
+        --recipe NAME: reference, reference-fast, fast, sprint, smoothed, smoothed-20k, teacher,
+            best, best-20k, best-7918, best-6174, best-3500, best-1936, best-1000 or best-697;
+            without it, reference-fast
         --resume CHECKPOINT: continue this run with its own settings; with the folder of a run, from
             its latest intact checkpoint
         --test: evaluate the final weights on the test set
@@ -109,9 +109,9 @@ def do_sweep(args: argparse.Namespace) -> int:
     so the same command continues a stopped sweep. An interrupted run continues from its last epoch.
 
     Options:
-        --recipe NAME: reference, reference-fast, fast, sprint, best, best-20k, teacher, distilled,
-            distilled-20k, distilled-7918, distilled-6174, small-3500, small-1936, small-1000 or
-            small-697; without it, reference-fast
+        --recipe NAME: reference, reference-fast, fast, sprint, smoothed, smoothed-20k, teacher,
+            best, best-20k, best-7918, best-6174, best-3500, best-1936, best-1000 or best-697;
+            without it, reference-fast
         --seeds FROM:TO: 0:20 means 0 to 19 [default: 0:5]
         --ablations N: train the comparisons of notebook 06 instead, N epochs each; other settings
             do not apply
@@ -168,11 +168,13 @@ def do_pool(args: argparse.Namespace) -> int:
         --views N: augmented views of each training image [default: 20]
         --recipe NAME: whose augmentation the views get [default: teacher]
         --device DEVICE: auto, cpu, cuda, mps or xpu [default: auto]
+        --ledger FOLDER: ledger to whose pools.csv the pool is added
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
     from .pool import build_pool
 
     check_allowed("--views", args.views, (1, 100))
+    check_ledger(args.ledger)
     config, device = mnistlib.configure(args.recipe), pick_device(args.device)
     if not config.augmentation:
         raise ConfigError(
@@ -180,6 +182,7 @@ def do_pool(args: argparse.Namespace) -> int:
         )
     digits = mnistlib.load_mnist(args.data)
     name = build_pool(args.teachers, digits, config, args.views, device)
+    record_pool(name, args.ledger)
     print(f"pool {name}: {args.views} views of {len(digits.train_labels):,} images, ", end="")
     print(f"{len(args.teachers)} teachers; train with --pool {name}")
     return 0
@@ -238,7 +241,8 @@ def do_audit(args: argparse.Namespace) -> int:
     would between two seeds.
 
     Options:
-        --recipe NAME: only runs of this recipe as it is now, or the run with this config hash
+        --recipe NAME: only runs of this recipe as it is now, or the run with this config hash,
+            including runs on a GPU
         --minutes MINUTES: only runs that took no longer [default: 10]
         --pick N: seed of the random choice; without it, a new choice each time
         --ledger FOLDER: another ledger
@@ -305,8 +309,9 @@ def do_calibrate(args: argparse.Namespace) -> int:
     """Fit the temperature and the thresholds of predict, and write calibration.json.
 
     The released network was trained on all training images, so nothing is left to calibrate it on.
-    Its twin was trained by the same recipe on a part; what is fitted on the validation images of
-    the twin is used for both. The file is written beside CHECKPOINT.
+    Its twin was trained by the same recipe on a part, and so were the twin's teachers, if it has
+    any; what is fitted on the validation images of the twin is used for both. The file is written
+    beside CHECKPOINT.
 
     Options:
         twin TWIN: checkpoint with validation images
@@ -323,13 +328,16 @@ def do_calibrate(args: argparse.Namespace) -> int:
         fault = f"was trained on {twin['source']!r} with split {config.split!r}"
         raise ConfigError(f"{args.twin} {fault}: no validation images here; name another twin")
     released = Config(**content["config"])
-    may_differ = ("split", "seed", "device", "threads")
+    may_differ = ["split", "seed", "device", "threads"]
+    if config.pool and released.pool:
+        may_differ.append("pool")  # the twin's teachers have not seen its validation images either
     if replace(config, **{k: getattr(released, k) for k in may_differ}) != released:
         raise ConfigError(f"{args.twin} is no twin of {path}: their settings differ; train another")
     ids = digits.split(config.split)[1]
     model = mnistlib.load_model(args.twin)
     found = calibrate(model, digits.train_images[ids], digits.train_labels[ids])
     about = {k: getattr(config, k) for k in ("split", "seed")} | {"n": len(ids)}
+    about |= {"pool": config.pool} if config.pool else {}
     whole = {
         "checkpoint": path.name,
         "config_hash": released.hash(content["source"]),

@@ -219,26 +219,26 @@ RECIPES: dict[str, Config] = {
         model="early", epochs=6, epoch_images=9_000, focus=0.9, ema_decay=0.98, slices=2,
         **_MILD, **_SGD | {"pct_start": 0.4},
     ),
-    # Most accurate: the reference network (at 0.25 some seeds do not train), any under 20,000
-    "best": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
-    "best-20k": Config(model="c16k5s2 r1 p r2 r2 full", epochs=144, **_LONG),
+    # Label smoothing: the reference network (at 0.25 some seeds do not train), one under 20,000
+    "smoothed": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
+    "smoothed-20k": Config(model="c16k5s2 r1 p r2 r2 full", epochs=144, **_LONG),
     # The reference network without label smoothing; its seeds teach
     "teacher": Config(epochs=60, **_STACKED | _STRONG | {"max_lr": 0.12, "weight_decay": 1e-3}),
-    # Taught by them: the reference network, any under 20,000, and two smaller ones
-    "distilled": Config(epochs=130, **_TAUGHT | {"weight_decay": 1e-3}),
-    "distilled-20k": Config(
+    # Most accurate, taught by them: the reference network, any under 20,000, and two smaller ones
+    "best": Config(epochs=130, **_TAUGHT | {"weight_decay": 1e-3}),
+    "best-20k": Config(
         model="net-20k", epochs=80, **_TAUGHT | {"max_lr": 0.15, "weight_decay": 1e-3}
     ),
-    "distilled-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
-    "distilled-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
+    "best-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
+    "best-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
     # Still smaller ones, on their own: teachers did not help a network of 688 parameters
-    "small-3500": Config(
+    "best-3500": Config(
         model="net-3500", epochs=100, **_SMALL | {"max_lr": 0.12, "degrees": 8.0, "pixels": 1.0,
         "scale": 0.08, "shear": 5.0},
     ),
-    "small-1936": Config(model="net-1936", epochs=55, **_SMALL),
-    "small-1000": Config(model="net-1000", epochs=20, **_SMALL),
-    "small-697": Config(model="net-697", epochs=70, **_SMALL),
+    "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
+    "best-1000": Config(model="net-1000", epochs=20, **_SMALL),
+    "best-697": Config(model="net-697", epochs=70, **_SMALL),
 }  # fmt: skip
 
 

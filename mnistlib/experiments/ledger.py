@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import Budget, Config, Evaluation, Run
 from ..errors import LedgerError
 from ..paths import outputs_folder, runs_folder, write_atomically
+from ..pool import pool_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,7 @@ EPOCH_COLUMNS = (
     "seconds",
 )  # fmt: skip
 MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
+POOL_COLUMNS = ("pool", "source", "split", "views", "augmentation", "teachers")
 # in the order of writing: a run in `runs` must already be complete in the others
 TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
 # columns that may differ between the same run in another process or on another machine
@@ -152,6 +154,24 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         LedgerError: the file has other columns, is no table, or cannot be written.
     """
     _write(path, _text(columns, [*_read_table(path, columns), *rows]))
+
+
+def record_pool(name: str, folder: Path | None = None) -> None:
+    """Add a pool to `pools.csv`, with what it is made of, unless it is there.
+
+    Args:
+        name: of a pool that has been built here.
+        folder: the ledger's folder; by default `runs_folder()`.
+
+    Raises:
+        LedgerError: `pools.csv` is another table, or cannot be written.
+    """
+    path = (folder or runs_folder()) / "pools.csv"
+    if name not in [row["pool"] for row in _read_table(path, POOL_COLUMNS)]:
+        about = json.loads((pool_folder(name) / "pool.json").read_bytes())
+        amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
+        row = about | {"augmentation": amounts, "teachers": " ".join(about["teachers"])}
+        append_rows(path, POOL_COLUMNS, [row | {"pool": name}])
 
 
 def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":

@@ -21,7 +21,7 @@ def headline(folder: Path | None = None) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     timed = speed_ratios(folder).groupby("name")["seconds"].median()
-    shown = "reference", "reference-fast", "fast", "best", "best-20k", "distilled", "distilled-20k"
+    shown = "reference", "reference-fast", "fast", "teacher", "best", "best-20k"
     for recipe in shown:
         rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
         if rows.empty:

@@ -172,7 +172,7 @@ class Audit:
     tolerance: float
     """points by which accuracies may differ if the bits do"""
     same_ground: bool
-    """whether torch and the platform are the same as in the row"""
+    """whether torch, the platform and the device are the same as in the row"""
 
     @property
     def equal(self) -> bool:
@@ -190,7 +190,7 @@ class Audit:
         lines = [
             f"{k:14} {a:11.6f} in the ledger, {b:11.6f} now" for k, (a, b) in self.figures.items()
         ]
-        why = "but" if self.same_ground else "because torch or the platform differs;"
+        why = "but" if self.same_ground else "because torch or the machine differs;"
         verdict = (
             f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
             f"{self.tolerance:.2f} points, four standard deviations of a difference of two seeds"
@@ -207,7 +207,8 @@ def audit(
     """Choose a committed run at random, train it again and compare.
 
     With the same machine and torch all values should be equal, unless the code has changed its
-    rounding since the row's commit. Elsewhere the run is another random draw.
+    rounding since the row's commit. Elsewhere, and if the row is from a GPU, the run is another
+    random draw. Rows from a GPU are chosen only if `recipe` asks for them.
 
     Args:
         folder: the ledger's folder; by default that of the committed ledger.
@@ -216,10 +217,12 @@ def audit(
         pick: seed of the random choice; None: a new choice each time.
 
     Raises:
+        ConfigError: the run was trained on a pool that is not here.
         LedgerError: there is no ledger, or no such run in it.
     """
     runs = read_results(folder=folder)
-    usable = (runs["source"] == "mnist") & (runs["device"] == "cpu")
+    usable = runs["source"] == "mnist"
+    usable &= (runs["device"] == "cpu") | bool(recipe)  # trained again on the CPU in any case
     usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # else there is no accuracy to compare
     usable &= runs["seconds"] <= 60 * minutes
     if recipe in RECIPES:
@@ -231,7 +234,8 @@ def audit(
     row = runs[usable].sample(random_state=pick).iloc[0]
     config = replace(Config(**json.loads(row["config"])), threads=0, device="cpu")
     name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
-    print(f"{name}: {row['seconds']:.0f} s when it was run at commit {row['commit']}", flush=True)
+    was = f"{row['seconds']:.0f} s on a {row['device']} device at commit {row['commit']}"
+    print(f"{name}: {was}; on this CPU now", flush=True)
     digits = load_mnist("mnist")
     run = train(config, digits, eval_every=None, save=False)
     if run.interrupted:
@@ -247,5 +251,5 @@ def audit(
         name=name,
         figures={c: (float(row[c]), again[c]) for c in compared if again[c] is not None},
         tolerance=4 * 2**0.5 * spread,  # of a difference, whose sd is larger by sqrt(2)
-        same_ground=all(again[c] == row[c] for c in ("torch", "platform")),
+        same_ground=all(again[c] == row[c] for c in ("torch", "platform", "device")),
     )

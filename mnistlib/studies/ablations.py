@@ -1,4 +1,4 @@
-"""Notebook 06: the recipe `best`, made short, with one of its choices undone at a time."""
+"""Notebook 06: the recipe `smoothed`, made short, with one of its choices undone at a time."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed a
 
 
 def ablations(epochs: int = SHORT) -> dict[str, Config]:
-    """Return the recipe `best` with one choice changed each, by name; the first is unchanged.
+    """Return the recipe `smoothed` with one choice changed each, by name; the first is unchanged.
 
     All hold out the images of the split by writers. Where a change needs another learning rate, or
     an optimizer has a scale of its own, its name says so. Short runs have three settings of their
@@ -24,7 +24,7 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
     average early weights; a greater share of hard images; and no elastic augmentation, which makes
     images harder still. The changes of length keep these settings.
     """
-    base = replace(RECIPES["best"], split="writers", epochs=epochs)
+    base = replace(RECIPES["smoothed"], split="writers", epochs=epochs)
     if epochs <= 2 * SHORT:
         base = replace(base, ema_decay=0.99, focus=0.9, elastic=0.0)
     none = dict.fromkeys(base.augmentation, 0.0)

@@ -41,6 +41,9 @@ SPLITS = {
     "random": "Some of the training images, drawn at random, were held out for validation.",
     "last": "The last of the training images were held out for validation.",
 }
+TAUGHT = """
+It was trained by distillation: it saw fixed augmented views of them and learned the mean answers of
+other networks, its teachers; `pool` in the settings names views and teachers."""
 
 
 def read_calibration(checkpoint: Path) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def model_card(
         config_hash=content["config_hash"],
         parameters=f"{cost.parameters:,}",
         multiply_accumulates=f"{cost.multiply_accumulates:,}",
-        data=f"{SOURCES[content['source']]}\n{SPLITS[config.split]}",
+        data=f"{SOURCES[content['source']]}\n{SPLITS[config.split]}{TAUGHT if config.pool else ''}",
         settings=", ".join(f"{key} {value}" for key, value in settings.items()),
         results=_results(config, ledger),
         measured_on=measured[f"{name}.onnx"]["measured_on"],
@@ -224,7 +227,9 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     if not (twin := calibration.get("twin")):
         return text + "These numbers are defaults: they were not fitted."
     text += "Temperature and threshold were fitted on the validation images of a second network, "
-    text += "which was trained by the same recipe with images held out, and are used unchanged "
+    text += "which was trained by the same recipe with images held out"
+    text += ", from teachers that had not seen them either" if twin.get("pool") else ""
+    text += ", and are used unchanged "
     return text + f"({', '.join(f'{key} {value}' for key, value in twin.items())})."
 
 

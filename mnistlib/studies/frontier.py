@@ -21,14 +21,14 @@ from ..plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
 # the recipe within each number of parameters
 BUDGETS = {
-    697: "small-697",
-    1_000: "small-1000",
-    1_936: "small-1936",
-    3_500: "small-3500",
-    6_174: "distilled-6174",
-    7_918: "distilled-7918",
-    13_912: "distilled",
-    20_000: "distilled-20k",
+    697: "best-697",
+    1_000: "best-1000",
+    1_936: "best-1936",
+    3_500: "best-3500",
+    6_174: "best-6174",
+    7_918: "best-7918",
+    13_912: "best",
+    20_000: "best-20k",
 }
 
 

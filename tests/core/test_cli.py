@@ -383,6 +383,29 @@ def test_a_twin_that_was_trained_with_other_settings_is_refused(desk, capsys, lo
     assert best.with_name("calibration.json").read_bytes() == before
 
 
+def test_the_twin_of_a_distilled_network_has_another_pool_but_not_none(
+    desk, capsys, monkeypatch, loads_tiny
+):
+    """Twin and released network differ in their teachers, who must not know the twin's digits."""
+    content = load_checkpoint("good.pth")
+    checkpoints = {"none.pth": "", "pool.pth": "0" * 8, "other.pth": "1" * 8}
+
+    def load(path):
+        config = content["config"] | {"pool": checkpoints[Path(path).name], "degrees": 0.0}
+        return content | {"config": config}
+
+    monkeypatch.setattr("mnistlib.load_checkpoint", load)
+    monkeypatch.setattr("mnistlib.load_model", lambda path: None)
+    found = Calibration(temperature=0.5, sure=1.1, evidence=None)
+    monkeypatch.setattr("mnistlib.studies.pictures_rendered.calibrate", lambda *_: found)
+    for pair in (["none.pth", "pool.pth"], ["pool.pth", "none.pth"]):
+        assert "is no twin of" in ends_with_an_error_line(["calibrate", *pair], capsys)
+    assert not Path("calibration.json").exists()
+    assert main(["calibrate", "other.pth", "pool.pth"]) == 0
+    twin = json.loads(Path("calibration.json").read_text(encoding="utf-8"))["twin"]
+    assert twin["pool"] == "1" * 8
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed_to_the_same_bits(
     desk, capsys, monkeypatch, loads_tiny, runs_folder, number, code

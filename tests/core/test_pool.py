@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from core_helpers import stop_after
 
 from mnistlib import Config, ConfigError, augment, configure, load_model, train
+from mnistlib.__main__ import main
+from mnistlib.experiments.ledger import read_results
 from mnistlib.experiments.stacked import train_stacked
 from mnistlib.pool import TEMPERATURE, build_pool, distillation_loss, load_pool, pool_folder
 
@@ -154,6 +156,25 @@ def test_a_pool_says_what_it_was_made_of(pool):
     assert about["split"] == "random"
     assert len(about["teachers"]) == 2
     assert about["augmentation"] == AUGMENTED.augmentation
+
+
+def test_the_command_builds_a_pool_and_adds_it_to_the_ledger_once(
+    pool, tiny_digits, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr("mnistlib.load_mnist", lambda source: tiny_digits)
+    words = ["pool", *map(str, pool[2]), "--views", "2", "--recipe", "fast", "--device", "cpu"]
+    for _ in range(2):
+        assert main([*words, "--ledger", str(tmp_path)]) == 0
+    name = capsys.readouterr().out.split("train with --pool ")[-1].strip()
+    row = read_results("pools", tmp_path).astype(str).squeeze()
+    assert row["pool"] == name
+    assert (row["split"], row["views"]) == ("random", "2")
+    assert row["augmentation"] == "degrees 5, pixels 0.7, scale 0.05, shear 3, elastic 0"
+    seeds = [teacher.rpartition("-")[2] for teacher in row["teachers"].split()]
+    assert seeds == ["1", "2"]
+    (tmp_path / "pools.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    assert main([*words, "--ledger", str(tmp_path)]) == 1
+    assert "pools.csv has other columns" in capsys.readouterr().err
 
 
 def test_a_truncated_view_is_refused_and_made_again(pool, tiny_digits):

@@ -51,6 +51,17 @@ def test_each_row_has_its_turn(ledger):
     )
 
 
+def test_a_row_from_a_gpu_is_another_draw_and_only_chosen_if_asked_for(ledger):
+    falsify(ledger, "device", lambda values: "cuda")
+    falsify(ledger, "val_loss", lambda values: values + 1e-6)
+    with pytest.raises(LedgerError, match="no run of any recipe"):
+        sweep.audit(ledger)
+    (chosen,) = pd.read_csv(ledger / "runs.csv").query("seed == 1")["config_hash"]
+    found = sweep.audit(ledger, recipe=chosen)
+    assert found.passed
+    assert "because torch or the machine differs" in repr(found)
+
+
 @pytest.mark.parametrize("column", ["val_loss", "test_accuracy", "train_loss"])
 def test_a_row_changed_in_its_last_digit_is_not_equal(ledger, column):
     falsify(ledger, column, lambda values: values + 1e-6)
@@ -72,7 +83,7 @@ def test_a_false_accuracy_exits_with_1(ledger, capsys):
 def test_another_torch_is_said(ledger):
     falsify(ledger, "torch", lambda values: ["1.0"] * len(values))
     falsify(ledger, "val_loss", lambda values: values + 1e-6)
-    assert "because torch or the platform differs; accuracies" in repr(sweep.audit(ledger))
+    assert "because torch or the machine differs; accuracies" in repr(sweep.audit(ledger))
 
 
 def test_only_the_recipe_asked_for_is_chosen(ledger):

@@ -174,7 +174,7 @@ except SystemExit as end:
 
 # How much there is to read. The aims were 700 lines of core, 2,400 in all and 75 arrows, before the
 # studies of errors, pictures and export, which add about 1,050 lines and 23 arrows, and stacked
-# seeds, distillation and the frontier, which add about 550 and 26. The bounds here
+# seeds, distillation and the frontier, which add about 570 and 26. The bounds here
 # are what is reached, so that it does not grow unnoticed: lower them with the code
 
 
@@ -188,7 +188,7 @@ def test_the_core_is_read_in_one_sitting():
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 4_873
+    assert sum(map(code_lines, FILES)) <= 4_892
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):

@@ -50,8 +50,8 @@ def test_the_recipes_are_the_ones_that_were_run():
         "reference-fast": set(range(20)),
         "fast": set(range(40)),
         "sprint": set(range(20)),
-        "best": set(range(20)),
-        "best-20k": set(range(20)),
+        "smoothed": set(range(20)),
+        "smoothed-20k": set(range(20)),
         "teacher": set(range(20)),
         **{recipe: set(range(20)) for recipe in BUDGETS.values()},
     }.items():
@@ -113,7 +113,7 @@ def test_the_quick_recipes_reach_their_bars(recipe, n, accuracy):
 
 @pytest.mark.parametrize(
     ("recipe", "least"),
-    [("distilled", 99.65), ("distilled-7918", 99.60), ("distilled-6174", 99.55)],
+    [("best", 99.65), ("best-7918", 99.60), ("best-6174", 99.55)],
 )
 def test_networks_with_teachers_reach_the_aims_of_their_size(recipe, least):
     rows = runs_for(RECIPES[recipe]).query("seed < 20")
@@ -141,7 +141,7 @@ def test_an_entry_of_the_leaderboard_gives_the_figures_of_its_row_again(recipe):
         seen = evaluate(load_model(path), *digits.test)
         assert seen.accuracy == row["test_accuracy"]
         assert seen.loss == pytest.approx(row["test_loss"], abs=2e-5)
-        assert set(BUDGETS.values()) | {"reference", "best", "teacher"} <= set(ENTRIES)
+        assert set(BUDGETS.values()) | {"reference", "smoothed", "teacher"} <= set(ENTRIES)
 
 
 def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
@@ -152,6 +152,18 @@ def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
     taught = {recipe: c.pool for recipe, c in RECIPES.items() if c.pool}
     assert set(taught.values()) == {name}
     assert len(taught) == 4
+
+
+def test_the_ledger_says_what_each_pool_was_made_of():
+    runs = read_results()
+    settings = [json.loads(text) for text in runs["config"]]
+    used = {(c["pool"], c["split"]) for c in settings if c.get("pool")}
+    pools = read_results("pools").set_index("pool")
+    assert {name for name, _ in used} == set(pools.index)
+    teachers = set(runs["config_hash"].str.cat(runs["seed"].astype(str), "-"))
+    for name, split in used:
+        assert set(pools.loc[name, "teachers"].split()) <= teachers
+        assert pools.loc[name, "split"] == split
 
 
 @pytest.mark.parametrize(

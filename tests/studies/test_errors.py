@@ -262,7 +262,7 @@ def test_the_committed_table_is_of_the_released_networks():
         for name, case in CASES.items():
             unchanged = own[(own["case"] == name) & (own["severity"] == case.neutral)]
             assert unchanged["accuracy"].item() == pytest.approx(row["test_accuracy"], abs=0.021)
-    assert set(table["recipe"]) == {"best", "reference"}
+    assert set(table["recipe"]) == {"best", "smoothed", "reference"}
     assert set(table["n"]) == {10_000}
 
 
@@ -275,7 +275,7 @@ def test_the_table_is_made_by_the_released_networks_from_the_test_images(
     path = errors.write_robustness(tmp_path / "results" / "robustness.csv")
     table = read_results("robustness", path.parent).set_index(["recipe", "severity"])
     assert set(table["n"]) == {100}
-    for recipe in ("best", "reference"):
+    for recipe in ("best", "smoothed", "reference"):
         seen = evaluate(load_model(released_checkpoint(recipe)), *tiny_digits.test)
         assert table.loc[(recipe, 0), "accuracy"] == pytest.approx(seen.accuracy)
 
@@ -353,7 +353,7 @@ def test_the_curves_show_the_error_of_each_recipe_at_each_severity():
     panels = plt.gcf().axes
     assert len(panels) == len(CASES)
     for ax, name in zip(panels, CASES, strict=True):
-        for line, recipe in zip(ax.lines, ("best", "reference"), strict=False):
+        for line, recipe in zip(ax.lines, ("best", "smoothed", "reference"), strict=False):
             own = table[(table["case"] == name) & (table["recipe"] == recipe)]
             assert line.get_ydata().tolist() == (100 - own["accuracy"]).tolist()
             assert line.get_xdata().tolist() == list(CASES[name].severities)
