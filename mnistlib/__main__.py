@@ -171,7 +171,7 @@ def do_pool(args: argparse.Namespace) -> int:
         --ledger FOLDER: ledger to whose pools.csv the pool is added
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
-    from .pool import build_pool
+    from .pool import build_pool, pool_folder
 
     check_allowed("--views", args.views, (1, 100))
     check_ledger(args.ledger)
@@ -182,7 +182,7 @@ def do_pool(args: argparse.Namespace) -> int:
         )
     digits = mnistlib.load_mnist(args.data)
     name = build_pool(args.teachers, digits, config, args.views, device)
-    record_pool(name, args.ledger)
+    record_pool(pool_folder(name), args.ledger)
     print(f"pool {name}: {args.views} views of {len(digits.train_labels):,} images, ", end="")
     print(f"{len(args.teachers)} teachers; train with --pool {name}")
     return 0

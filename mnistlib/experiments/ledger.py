@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from .. import Budget, Config, Evaluation, Run
 from ..errors import LedgerError
 from ..paths import outputs_folder, runs_folder, write_atomically
-from ..pool import pool_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,22 +155,22 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     _write(path, _text(columns, [*_read_table(path, columns), *rows]))
 
 
-def record_pool(name: str, folder: Path | None = None) -> None:
+def record_pool(pool: Path, folder: Path | None = None) -> None:
     """Add a pool to `pools.csv`, with what it is made of, unless it is there.
 
     Args:
-        name: of a pool that has been built here.
+        pool: its folder.
         folder: the ledger's folder; by default `runs_folder()`.
 
     Raises:
         LedgerError: `pools.csv` is another table, or cannot be written.
     """
     path = (folder or runs_folder()) / "pools.csv"
-    if name not in [row["pool"] for row in _read_table(path, POOL_COLUMNS)]:
-        about = json.loads((pool_folder(name) / "pool.json").read_bytes())
+    if pool.name not in [row["pool"] for row in _read_table(path, POOL_COLUMNS)]:
+        about = json.loads((pool / "pool.json").read_bytes())
         amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
         row = about | {"augmentation": amounts, "teachers": " ".join(about["teachers"])}
-        append_rows(path, POOL_COLUMNS, [row | {"pool": name}])
+        append_rows(path, POOL_COLUMNS, [row | {"pool": pool.name}])
 
 
 def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
