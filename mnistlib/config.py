@@ -237,7 +237,7 @@ RECIPES: dict[str, Config] = {
         "scale": 0.08, "shear": 5.0},
     ),
     "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
-    "best-1000": Config(model="net-1000", epochs=20, **_SMALL),
+    "best-1000": Config(model="net-1000", epochs=45, **_SMALL),
     "best-697": Config(model="net-697", epochs=70, **_SMALL),
 }  # fmt: skip
 
