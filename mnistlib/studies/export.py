@@ -245,7 +245,8 @@ def _robustness(name: str, ledger: Path) -> str:
     if (ledger / "pictures.csv").is_file():
         shown = markdown(read_results("pictures", ledger))
         text += "Synthetic pictures (notebook 11); *wrong* is a wrong digit, or one where there is "
-        text += f"none, *confident* the same with a probability of 90 % or more:\n\n{shown}\n\n"
+        text += "none, *confident* the same with a probability of 90 % or more; no page without a "
+        text += f"digit counts as right:\n\n{shown}\n\n"
     return f"## Robustness\n\n{text}" if text else ""
 
 
