@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,13 @@ from ..experiments.ledger import images_seen, read_results, runs_for
 from ..experiments.stats import mean_interval
 from ..plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
+# labels that would cover something at the right of their points: offset and alignment
+PLACES = {
+    "Parameter-Efficient-MNIST": ((-42, -14), "left"),
+    "ERA4": ((-6, -9), "right"),
+    "README of a course": ((-10, -12), "center"),
+    "keras-io": ((-6, 3), "right"),
+}
 # the recipe within each number of parameters
 BUDGETS = {
     697: "best-697",
@@ -100,30 +106,25 @@ def error_vs_parameters(
             points["parameters"], points["best"], points["worst"], color=TRAIN, alpha=0.18, lw=0
         )
         ax.plot(points["parameters"], points["error"], "o-", color=TRAIN, ms=4)
-        for row, side in zip(points.to_dict("records"), _sides(points["parameters"]), strict=True):
-            text, spot = f"{row['parameters']:,}\n{row['error']:.2f} %", (14 * side, -24)
-            note(ax, text, (row["parameters"], row["error"]), spot, color=TRAIN, ha="center")
+        last = 0
+        for row in points.to_dict("records"):
+            text = f"{row['parameters']:,}\n{row['error']:.2f} %"
+            near, last = row["parameters"] < 1.4 * last, row["parameters"]  # else the labels touch
+            how: dict[str, Any] = {"color": TRAIN, "ha": "left" if near else "right"}
+            note(ax, text, (row["parameters"], row["error"]), (0 if near else -3, -24), **how)
         for row in others.to_dict("records"):
             spot, right = (row["parameters"], row["error"]), row["parameters"] > 15_000
             ax.plot(*spot, "o", color=REFERENCE, ms=4)
-            how: dict[str, Any] = {"color": REFERENCE, "ha": "left" if right else "right"}
+            how = {"color": REFERENCE, "ha": "left" if right else "right"}
             note(ax, row["recipe"], spot, (6, -6) if right else (-6, 2), **how)
-        for row, side in zip(claims.to_dict("records"), _sides(claims["parameters"]), strict=True):
-            name, spot = (
-                row["source"].rpartition("/")[2],
-                (row["parameters"], 100 - row["accuracy"]),
-            )
+        for row in claims.to_dict("records"):
+            name = row["source"].rpartition("/")[2]
+            spot = (row["parameters"], 100 - row["accuracy"])
             ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)
-            how = {"color": VALIDATION, "fontsize": 7, "ha": "right" if side < 0 else "left"}
-            note(ax, name, spot, (-6, -9) if side < 0 else (6, 3), **how)
-        ax.set(xlabel="parameters", ylabel="test error (%)")
-
-
-def _sides(parameters: Iterable[int]) -> list[int]:
-    """Return for labels of increasing numbers: -1 if the next is near, 1 if the last is, else 0."""
-    sizes = [0, *parameters, np.inf]
-    near = [b < 1.5 * a for a, b in pairwise(sizes)]
-    return [-1 if after and not before else int(before) for before, after in pairwise(near)]
+            place, side = PLACES.get(name, ((6, 3), "left"))
+            note(ax, name, spot, place, color=VALIDATION, fontsize=7, ha=side)
+        left, right = ax.get_xlim()
+        ax.set(xlabel="parameters", ylabel="test error (%)", xlim=(0.75 * left, right))
 
 
 def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: str) -> None:
