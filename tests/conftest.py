@@ -13,7 +13,7 @@ matplotlib.use("agg")  # not by MPLBACKEND: kernels that tests start would inher
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard():
     """Shells start background jobs with Ctrl-C ignored; the tests want a process that hears it."""
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -224,6 +224,7 @@ def known_numbers():
     threes = ("conv1", "conv2", "conv3", "conv4", "conv5")
     counts = [*totals.values(), weights["conv6"], 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
     counts += [20_000]  # the requirement
+    counts += [24 * RECIPES["best-697"].epoch_images]  # of the search in notebook 07
     counts += list(BUDGETS)
     counts += [1_797]  # of scikit-learn's digits, which notebook 10 counts
     counts += [RECIPES["best"].epoch_images, 10_000 - 15]  # without the disputed labels of 05

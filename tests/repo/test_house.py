@@ -188,7 +188,7 @@ def test_the_core_is_read_in_one_sitting():
 
 
 def test_the_package_is_read_in_an_afternoon():
-    assert sum(map(code_lines, FILES)) <= 4_893
+    assert sum(map(code_lines, FILES)) <= 4_897
 
 
 def test_code_lines_are_counted_without_docstrings_comments_and_blanks(tmp_path):
