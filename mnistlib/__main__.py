@@ -243,7 +243,8 @@ def do_audit(args: argparse.Namespace) -> int:
     Options:
         --recipe NAME: only runs of this recipe as it is now, or the run with this config hash,
             including runs on a GPU
-        --minutes MINUTES: only runs that took no longer [default: 10]
+        --minutes MINUTES: only runs that took no longer, on the device that they ran on
+            [default: 10]
         --pick N: seed of the random choice; without it, a new choice each time
         --ledger FOLDER: another ledger
     """

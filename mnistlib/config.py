@@ -231,7 +231,7 @@ RECIPES: dict[str, Config] = {
     ),
     "best-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
     "best-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
-    # Still smaller ones, on their own: teachers did not help a network of 688 parameters
+    # Still smaller ones, on their own: teachers did not help them (notebook 07)
     "best-3500": Config(
         model="net-3500", epochs=100, **_SMALL | {"max_lr": 0.12, "degrees": 8.0, "pixels": 1.0,
         "scale": 0.08, "shear": 5.0},

@@ -43,7 +43,7 @@ SPLITS = {
 }
 TAUGHT = """
 It was trained by distillation: it saw fixed augmented views of them and learned the mean answers of
-other networks, its teachers; `pool` in the settings names views and teachers."""
+other networks, its teachers; `outputs/results/pools.csv` lists the teachers of a pool."""
 
 
 def read_calibration(checkpoint: Path) -> dict[str, Any]:
