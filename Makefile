@@ -16,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: run reference release test stress browser lint unit nbval lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
-	@$(BIN)/python -m mnistlib notebooks
+	@$(BIN)/python -m mniststudy notebooks
 
 reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
-	@$(BIN)/python -m mnistlib notebooks 03 -p recipe reference
+	@$(BIN)/python -m mniststudy notebooks 03 -p recipe reference
 
 # The twin of `best` and its six teachers are trained with images held out; what is there is resumed
 # or kept. With `make -j2 release` two teachers are trained at a time
@@ -27,16 +27,16 @@ TWIN := outputs/runs/release
 TEACHERS := $(addprefix $(TWIN)/teacher-,0 1 2 3 4 5)
 .PHONY: $(TEACHERS)
 $(TEACHERS): $(TWIN)/teacher-%: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m mnistlib train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
+	@OMP_NUM_THREADS=1 $(BIN)/python -m mniststudy train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
 		--recipe teacher --split writers --seed $*)
 
 release: $(TEACHERS)     ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about an hour and a half)
-	@pool=$$($(BIN)/python -m mnistlib pool $(TWIN)/teacher-*/*.pth) && \
-		$(BIN)/python -m mnistlib train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
+	@pool=$$($(BIN)/python -m mniststudy pool $(TWIN)/teacher-*/*.pth) && \
+		$(BIN)/python -m mniststudy train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
 		--recipe best --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
-	@$(BIN)/python -m mnistlib calibrate --measure $(TWIN)/twin/*.pth
-	@$(BIN)/python -c 'from mnistlib.studies.errors import write_robustness; write_robustness()'
-	@$(BIN)/python -m mnistlib export
+	@$(BIN)/python -m mniststudy calibrate --measure $(TWIN)/twin/*.pth
+	@$(BIN)/python -c 'from mniststudy.figures.errors import write_robustness; write_robustness()'
+	@$(BIN)/python -m mniststudy export
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
 	@$(PYTEST) $(NBVAL) notebooks tests
@@ -64,7 +64,7 @@ lab: $(READY)            ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
-	@$(BIN)/python -m mnistlib notebooks --in-place
+	@$(BIN)/python -m mniststudy notebooks --in-place
 
 site: $(READY)           ## build README, notebooks and texts as a site in build/site (nothing is executed)
 	@rm -rf build/site

@@ -1,8 +1,8 @@
 """What can a handwritten-digit classifier do on a parameter budget?
 
-The package holds the networks, the budget and the training loop; the notebooks tell the story.
-Importing it needs torch and numpy and does nothing else. What many runs show is in
-`mnistlib.experiments`, what each notebook draws in `mnistlib.studies` and `mnistlib.plots`.
+The package holds the model and the training loop, and what one run of them needs. Importing it
+needs torch and numpy and does nothing else. What many runs show, the figures of the notebooks and
+the command line `mnist` are in `mniststudy`, which this package never imports.
 """
 
 from .augment import augment

@@ -94,12 +94,17 @@ def load_model(path: str | Path) -> torch.nn.Module:
 
 
 def released_checkpoint(recipe: str = "best") -> Path:
-    """Return the path of a recipe's checkpoint that comes with the repository, its seed 0.
+    """Return the path of a recipe's checkpoint that comes with the project, its seed 0.
+
+    The recipes of the leaderboard have one in a clone; that of `best` is installed with a wheel.
 
     Raises:
-        CheckpointError: there is none; the recipes of the leaderboard have one, in a clone.
+        CheckpointError: there is none.
     """
-    for path in (outputs_folder() / "checkpoints" / recipe).glob("*.pth"):
+    folder = outputs_folder() / "checkpoints" / recipe
+    if recipe == "best" and not folder.is_dir():
+        folder = Path(__file__).with_name("released")
+    for path in folder.glob("*.pth"):
         return path
     raise CheckpointError(f"there is no released checkpoint of {recipe!r}; name a file instead")
 

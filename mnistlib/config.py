@@ -75,7 +75,7 @@ class Config:
     """decay per step of the averaged weights, which replace the last ones in evaluation; 0: none"""
     pool: str = _setting("")
     """distillation: name of a pool of augmented images with the answers of teachers, which
-    `python -m mnistlib pool` builds; empty: none"""
+    `mnist teach` builds; empty: none"""
     norm_images: int = _setting(0, 0, 60_000)
     """training images, as they are, from which BatchNorm's statistics are computed anew for the
     final weights; 0: statistics are averaged like the weights"""

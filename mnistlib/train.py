@@ -17,11 +17,11 @@ from .augment import augment
 from .checkpoint import latest_checkpoint, prune_checkpoints, save_checkpoint, training_state
 from .config import Config
 from .data import Digits
+from .distill import distillation_loss, load_pool
 from .errors import TrainingError
 from .evaluate import Evaluation, evaluate
 from .optim import learning_rate, learning_rates
 from .paths import runs_folder
-from .pool import distillation_loss, load_pool
 from .runtime import pick_device, run_context, stop_on_signal, versions
 from .slices import Slices, side_by_side
 from .state import TrainingState

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mnistlib.experiments.ledger import append_rows, commit
 from mnistlib.paths import outputs_folder
 from mnistlib.runtime import versions
+from mniststudy.runs.ledger import append_rows, commit
 
 COLUMNS = ("fault", "what", "tries", "bad", "torch", "python", "platform", "commit", "finished")
 

@@ -13,9 +13,9 @@ import pytest
 
 import mnistlib
 from mnistlib import MODELS, RECIPES, Budget, ConfigError, build
-from mnistlib.experiments.ledger import read_results, runs_for
-from mnistlib.studies.frontier import BUDGETS
-from mnistlib.studies.speed import BASELINES
+from mniststudy.figures.frontier import BUDGETS
+from mniststudy.figures.speed import BASELINES
+from mniststudy.runs.ledger import read_results, runs_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,7 +96,7 @@ def test_it_imports_public_names_plots_experiments_and_its_own_study(path):
             elif node.module == "mnistlib.studies":
                 assert names == {study}
             else:
-                within = ("mnistlib.experiments.", f"mnistlib.studies.{study}")
+                within = ("mniststudy.runs.", f"mnistlib.studies.{study}")
                 if study == "speed":  # it shows how a batch is cut
                     within += ("mnistlib.slices",)
                 assert node.module.startswith(within), node.module

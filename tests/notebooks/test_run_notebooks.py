@@ -20,8 +20,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from mnistlib import ConfigError, MnistlibError, run_notebooks
-from mnistlib.__main__ import main
-from mnistlib.run_notebooks import (
+from mniststudy.cli import main
+from mniststudy.notebooks import (
     check_parameters,
     clean_notebook,
     execute_in_place,

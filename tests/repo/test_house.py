@@ -163,7 +163,7 @@ for name in {names}:
     assert importlib.util.find_spec(name) is None
 for name in {others}:
     importlib.import_module(name)
-from mnistlib.__main__ import main
+from mniststudy.cli import main
 try:
     main(["train", "--help"])
 except SystemExit as end:

@@ -20,16 +20,16 @@ from mnistlib import (
     load_model,
     released_checkpoint,
 )
-from mnistlib.experiments.ledger import read_results, runs_for
-from mnistlib.experiments.report import write_report
-from mnistlib.pool import pool_name
-from mnistlib.studies.frontier import BUDGETS
+from mnistlib.distill import pool_name
+from mniststudy.figures.frontier import BUDGETS
+from mniststudy.runs.ledger import read_results, runs_for
+from mniststudy.runs.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_readme_says_what_the_ledger_says():
-    assert not write_report(check=True), "run `python -m mnistlib report`"
+    assert not write_report(check=True), "run `mnist report`"
 
 
 def test_each_row_of_the_ledger_is_reproduced_by_its_config():

@@ -1,0 +1,97 @@
+"""Distillation: augmented images with the mean answer of teachers, which are asked only once."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .augment import augment
+from .config import Config
+from .data import Digits
+from .errors import ConfigError
+from .paths import runs_folder
+
+TEMPERATURE = 2.0  # of the teachers' answers and of the student's answer to them
+SOFT = 0.9  # weight of the teachers' answers in the loss; the label has the rest
+CHUNK = 1000  # images that are augmented at a time
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Views of the training images, each with the teachers' mean probabilities."""
+
+    images: Tensor
+    """`(V, N, 28, 28)` uint8: V augmented views of each of the N training images"""
+    targets: Tensor
+    """`(V, N, 10)` float16: mean over the teachers of the softmax of logits / TEMPERATURE"""
+
+    def draw(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a random view of each image `ids` `(N,)`, `(N, 1, 28, 28)`, and its target."""
+        view = torch.randint(len(self.images), ids.shape, generator=generator, device=ids.device)
+        return self.images[view, ids].unsqueeze(1), self.targets[view, ids].float()
+
+
+def distillation_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the losses `(N,)` of logits `(N, 10)` for targets and labels.
+
+    SOFT times the cross-entropy with the teachers at TEMPERATURE, and the rest that with the label.
+    Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the knowledge in a neural network", arXiv
+    1503.02531. They multiply the first by the square of the temperature; here it is multiplied by
+    the temperature, because with our learning rates the steps would be too large.
+
+    Args:
+        logits: of the student.
+        truth: ten target probabilities and the label of each image, `(N, 11)`.
+    """
+    soft = -(truth[:, :10] * (logits / TEMPERATURE).log_softmax(1)).sum(1)
+    hard = F.cross_entropy(logits, truth[:, 10].long(), reduction="none")
+    return SOFT * TEMPERATURE * soft + (1 - SOFT) * hard
+
+
+def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
+    """Return the pool of a Config; its images are made anew, which takes seconds to minutes.
+
+    Raises:
+        ConfigError: the pool is not there or incomplete, belongs to other digits, or its teachers
+            were trained on images that the Config validates on.
+    """
+    folder = pool_folder(config.pool)
+    try:
+        about = json.loads((folder / "pool.json").read_bytes())
+        parts = [(folder / f"{view}.f16").read_bytes() for view in range(about["views"])]
+        whole = {len(part) for part in parts} == {20 * len(digits.train_labels)}
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        remedy = "the pool of the recipes is built by `mnist teach "
+        remedy += "outputs/checkpoints/teacher/seeds/*.pth`"
+        raise ConfigError(f"pool {config.pool} is not, or not wholly, in {folder}; {remedy}")
+    if about["source"] != digits.source:
+        raise ConfigError(f"pool {config.pool} was built on {about['source']}, not {digits.source}")
+    if config.split not in ("none", about["split"]):
+        fault = f"the teachers of pool {config.pool} were trained with split {about['split']}"
+        raise ConfigError(f"{fault}, on images that split {config.split} validates on")
+    raw = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.float16)
+    size = len(parts), len(digits.train_labels), 28, 28
+    images = torch.empty(size, dtype=torch.uint8, device=device)
+    for view in range(len(parts)):
+        images[view] = view_of(digits, about["augmentation"], view, device)
+    return Pool(images, raw.view(len(parts), -1, 10).to(device))
+
+
+def pool_folder(name: str) -> Path:
+    """Return the folder of a pool."""
+    return runs_folder() / "pools" / name
+
+
+def view_of(digits: Digits, amounts: dict[str, float], view: int, device: torch.device) -> Tensor:
+    """Return all training images with the augmentation of a view, `(N, 28, 28)` uint8."""
+    draw = torch.Generator().manual_seed(view)  # on the CPU, so that a view is the same everywhere
+    made = []
+    for images in digits.train_images.split(CHUNK):
+        pixels = augment(images.to(device).float() / 255, **amounts, generator=draw)
+        made.append((pixels * 255).round().to(torch.uint8).squeeze(1))
+    return torch.cat(made)

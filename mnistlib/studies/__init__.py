@@ -1,1 +1,0 @@
-"""What single notebooks are about: a file for each that needs one, with the figures it draws."""

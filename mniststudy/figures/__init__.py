@@ -1,0 +1,1 @@
+"""What single notebooks draw and measure: a module for each that needs one."""

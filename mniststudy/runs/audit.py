@@ -1,0 +1,105 @@
+"""A committed run, trained again and compared."""
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mnistlib import RECIPES, Config, evaluate, load_mnist, train
+from mnistlib.errors import LedgerError
+
+from .ledger import read_results, record, runs_for
+from .stats import predicted_spread
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """A run of the ledger and its repetition."""
+
+    name: str
+    figures: dict[str, tuple[float, float]]
+    """by column of the ledger: the value there and the new one"""
+    tolerance: float
+    """points by which accuracies may differ if the bits do"""
+    same_ground: bool
+    """whether torch, the platform and the device are the same as in the row"""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all values agree to the last digit."""
+        return all(a == b for a, b in self.figures.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all values are equal, or all accuracies within the tolerance."""
+        points = [abs(a - b) for k, (a, b) in self.figures.items() if k.endswith("accuracy")]
+        return self.equal or all(p <= self.tolerance for p in points)
+
+    def __repr__(self) -> str:
+        """List the values compared and the verdict."""
+        lines = [
+            f"{k:14} {a:11.6f} in the ledger, {b:11.6f} now" for k, (a, b) in self.figures.items()
+        ]
+        why = "but" if self.same_ground else "because torch or the machine differs;"
+        verdict = (
+            f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
+            f"{self.tolerance:.2f} points, four standard deviations of a difference of two seeds"
+        )
+        return "\n".join([self.name, *lines, "equal to the last digit" if self.equal else verdict])
+
+
+def audit(
+    folder: Path | None = None,
+    recipe: str | None = None,
+    minutes: float = 10.0,
+    pick: int | None = None,
+) -> Audit:
+    """Choose a committed run at random, train it again and compare.
+
+    With the same machine and torch all values should be equal, unless the code has changed its
+    rounding since the row's commit. Elsewhere, and if the row is from a GPU, the run is another
+    random draw. Rows from a GPU are chosen only if `recipe` asks for them.
+
+    Args:
+        folder: the ledger's folder; by default that of the committed ledger.
+        recipe: only runs of this recipe as it is now, or the run with this config hash.
+        minutes: only runs that took no longer.
+        pick: seed of the random choice; None: a new choice each time.
+
+    Raises:
+        ConfigError: the run was trained on a pool that is not here.
+        LedgerError: there is no ledger, or no such run in it.
+    """
+    runs = read_results(folder=folder)
+    usable = runs["source"] == "mnist"
+    usable &= (runs["device"] == "cpu") | bool(recipe)  # trained again on the CPU in any case
+    usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # else there is no accuracy to compare
+    usable &= runs["seconds"] <= 60 * minutes
+    if recipe in RECIPES:
+        usable &= runs["config_hash"].isin(runs_for(RECIPES[recipe], folder)["config_hash"])
+    elif recipe:
+        usable &= runs["config_hash"] == recipe
+    if not usable.any():
+        raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
+    row = runs[usable].sample(random_state=pick).iloc[0]
+    config = replace(Config(**json.loads(row["config"])), threads=0, device="cpu")
+    name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
+    was = f"{row['seconds']:.0f} s on a {row['device']} device at commit {row['commit']}"
+    print(f"{name}: {was}; on this CPU now", flush=True)
+    digits = load_mnist("mnist")
+    run = train(config, digits, eval_every=None, save=False)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    tested = row["n_test"] > 0
+    seen = evaluate(run.model, *digits.test) if tested and digits.test else None
+    with tempfile.TemporaryDirectory() as scratch:
+        again = record(run, seen, Path(scratch))
+    part = "test" if tested else "val"
+    spread = predicted_spread(max(100 - row[f"{part}_accuracy"], 0.1), row[f"n_{part}"])
+    compared = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+    return Audit(
+        name=name,
+        figures={c: (float(row[c]), again[c]) for c in compared if again[c] is not None},
+        tolerance=4 * 2**0.5 * spread,  # of a difference, whose sd is larger by sqrt(2)
+        same_ground=all(again[c] == row[c] for c in ("torch", "platform", "device")),
+    )

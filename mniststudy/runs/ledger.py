@@ -1,0 +1,324 @@
+"""The ledger: one record per finished run, and the CSV tables collected from the records."""
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnistlib import Budget, Config, Evaluation, Run
+from mnistlib.errors import LedgerError
+from mnistlib.paths import outputs_folder, runs_folder, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# explained in outputs/README.md
+COLUMNS = (
+    "recipe", "config_hash", "seed", "source", "split", "model", "parameters",
+    "multiply_accumulates", "epochs", "n_val", "val_accuracy", "val_loss", "train_accuracy",
+    "train_loss", "n_test", "test_accuracy", "test_loss", "seconds", "memory_mb", "optimizer_mb",
+    "checkpoint_bytes", "device", "threads", "torch", "python", "platform", "commit", "finished",
+    "config",
+)  # fmt: skip
+EPOCH_COLUMNS = (
+    "config_hash", "seed", "epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr",
+    "seconds",
+)  # fmt: skip
+MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
+POOL_COLUMNS = ("pool", "source", "split", "views", "augmentation", "teachers")
+# in the order of writing: a run in `runs` must already be complete in the others
+TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
+# columns that may differ between the same run in another process or on another machine
+HOST_COLUMNS = (
+    "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
+    "finished",
+)  # fmt: skip
+
+Rows = list[dict[str, Any]]
+
+
+def record(
+    run: Run,
+    test: Evaluation | None = None,
+    folder: Path | None = None,
+    memory_mb: float | None = None,
+    optimizer_mb: float | None = None,
+) -> dict[str, Any]:
+    """Write the record of a finished run, `run.json` in the run's own folder; return its row.
+
+    The file holds the row of `runs.csv`, the rows of `history.csv`, and the positions of the
+    misclassified test images. It is written atomically and replaces an earlier one of the run.
+
+    Args:
+        run: a finished run.
+        test: evaluation of its final weights on the test set, if there was one.
+        folder: the ledger's folder; by default `runs_folder()`, which git ignores.
+        memory_mb: peak resident memory of the process beyond that after `import torch`, in MB.
+        optimizer_mb: the part of it that creating the first torch optimizer adds.
+
+    Raises:
+        LedgerError: the folder cannot be written to.
+        ValueError: the run was interrupted.
+    """
+    if run.interrupted:
+        raise ValueError("an interrupted run has no row in the ledger; resume it first")
+    key = {"config_hash": run.config.hash(run.source), "seed": run.config.seed}
+    settings, last = asdict(run.config), run.history[-1]
+    measured = {
+        "recipe": run.config.recipe,
+        "source": run.source,
+        "parameters": run.parameters,
+        "multiply_accumulates": Budget(run.model).multiply_accumulates,
+        "n_val": run.n_val,
+        "val_accuracy": round(last["val_acc"], 4),
+        "val_loss": round(last["val_loss"], 6),
+        "train_accuracy": round(last["train_acc"], 4),
+        "train_loss": round(last["train_loss"], 6),
+        "n_test": test.n if test else None,
+        "test_accuracy": round(test.accuracy, 4) if test else None,
+        "test_loss": round(test.loss, 6) if test else None,
+        "seconds": round(run.seconds, 1),
+        "memory_mb": None if memory_mb is None else round(memory_mb),
+        "optimizer_mb": None if optimizer_mb is None else round(optimizer_mb),
+        "checkpoint_bytes": run.checkpoint.stat().st_size if run.checkpoint else None,
+        "threads": int(run.versions["threads"]),
+        "commit": commit(),
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config": json.dumps(settings),
+    }
+    row = settings | run.versions | key | measured
+    content = {
+        "row": {column: row[column] for column in COLUMNS},
+        "history": [key | {k: round(v, 8) for k, v in epoch.items()} for epoch in run.history],
+        "wrong": test and test.wrong,
+    }
+    # JSON has no nan: null means not measured
+    content = json.loads(json.dumps(content), parse_constant=lambda nan: None)
+    path = (folder or runs_folder()) / run.config.run_name(run.source) / "run.json"
+    _write(path, json.dumps(content, indent=1))
+    return content["row"]
+
+
+def collect(folder: Path | None = None) -> None:
+    """Update the tables of a ledger from the records in its folder.
+
+    Existing rows keep their order and text; new ones follow in the order in which their runs
+    finished. If table and record both have a run, the table counts, except that a record with test
+    results replaces a row without them. Records are not removed, so the next call finds all runs,
+    whatever other processes write meanwhile.
+
+    Raises:
+        LedgerError: a table or a record is damaged, or the folder cannot be written to.
+    """
+    folder = folder or runs_folder()
+    for name, rows in _with_records(folder).items():
+        path = folder / f"{name}.csv"
+        old, new = (_text(TABLES[name], table) for table in (_read_table(path), rows))
+        if sorted(old.splitlines()) != sorted(new.splitlines()):
+            _write(path, new)
+
+
+def check_ledger(folder: Path | None = None) -> None:
+    """Check, before anything is trained, that a ledger can be read and written.
+
+    Raises:
+        LedgerError: a table or a record is damaged, or the folder cannot be written to.
+    """
+    folder = folder or runs_folder()
+    _write(folder / ".writable", "")
+    (folder / ".writable").unlink(missing_ok=True)  # another process may have removed it
+    _with_records(folder)
+
+
+def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, int]]:
+    """Return config hash and seed of each run in a ledger; with `test`, only of those tested.
+
+    Raises:
+        LedgerError: a table or a record is damaged.
+    """
+    rows = _with_records(folder or runs_folder(), ("runs",))["runs"]
+    return {(r["config_hash"], int(r["seed"])) for r in rows if not test or _tested(r)}
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a table that is not collected from records; a missing one is created.
+
+    Raises:
+        LedgerError: the file has other columns, is no table, or cannot be written.
+    """
+    _write(path, _text(columns, [*_read_table(path, columns), *rows]))
+
+
+def record_pool(pool: Path, folder: Path | None = None) -> None:
+    """Add a pool to `pools.csv`, with what it is made of, unless it is there.
+
+    Args:
+        pool: its folder.
+        folder: the ledger's folder; by default `runs_folder()`.
+
+    Raises:
+        LedgerError: `pools.csv` is another table, or cannot be written.
+    """
+    path = (folder or runs_folder()) / "pools.csv"
+    if pool.name not in [row["pool"] for row in _read_table(path, POOL_COLUMNS)]:
+        about = json.loads((pool / "pool.json").read_bytes())
+        amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
+        row = about | {"augmentation": amounts, "teachers": " ".join(about["teachers"])}
+        append_rows(path, POOL_COLUMNS, [row | {"pool": pool.name}])
+
+
+def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table of the ledger, followed by the rows of records that are not yet collected.
+
+    Args:
+        name: `runs`, `history`, `misread`, or another CSV file of the folder.
+        folder: the ledger's folder; by default that of the committed ledger.
+
+    Raises:
+        LedgerError: the table is missing, empty or damaged.
+    """
+    import pandas as pd  # here, because training one network does not need it
+
+    path = (folder or outputs_folder() / "results") / f"{name}.csv"
+    known = name in TABLES
+    rows = _with_records(path.parent, ("runs", name))[name] if known else _read_table(path)
+    if not rows:
+        raise LedgerError(f"{path} is not there or has no rows; name a folder that holds a ledger")
+    text = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
+    return pd.read_csv(text, dtype={"config_hash": str, "commit": str})
+
+
+def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
+    """Return a table, sorted and without columns of time and host, to compare runs of two hosts."""
+    table = read_results(name, folder).drop(columns=list(HOST_COLUMNS), errors="ignore")
+    by = [column for column in ("config_hash", "seed", "epoch") if column in table]
+    return table.sort_values(by, ignore_index=True)
+
+
+def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
+    """Return the runs of a Config with any seed below 100, device and number of threads.
+
+    Seeds from 100 served to choose settings, so they are no part of a result.
+    """
+    runs = read_results(folder=folder)
+    made = set(zip(runs["seed"], runs["source"], strict=True))
+    wanted = {replace(config, seed=seed).hash(source) for seed, source in made}
+    return runs[runs["config_hash"].isin(wanted) & (runs["seed"] < 100)]
+
+
+def images_seen(row: "pd.Series") -> int:
+    """Return how many training images a run of the ledger used, counting repetitions."""
+    return int(row["epochs"]) * (json.loads(row["config"])["epoch_images"] or 60_000 - row["n_val"])
+
+
+def whole_seconds(timings: "pd.DataFrame") -> "pd.Series":
+    """Return the seconds of whole trainings, evaluations included, from rows of `speed`."""
+    pace = timings["seconds"] / timings["images"]
+    evaluating = timings["evaluation_seconds"].fillna(0) * timings["evaluations"]
+    return pace * timings["whole_images"] + evaluating
+
+
+@cache
+def commit() -> str:
+    """Return the short commit of the clone, with `+` if files differ; empty if unknown.
+
+    It is cached, and read before training starts, because files may change during a run.
+    """
+    ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(ask, cwd=here, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _with_records(folder: Path, names: Sequence[str] = tuple(TABLES)) -> dict[str, Rows]:
+    """Return the rows of tables by name, including those of records."""
+    tables: dict[str, dict[tuple[str, str], Rows]] = {name: {} for name in names}
+    for name, runs in tables.items():
+        for row in _read_table(folder / f"{name}.csv", TABLES[name]):
+            runs.setdefault((row["config_hash"], row["seed"]), []).append(row)
+    records = [_read_record(path) for path in sorted(folder.glob("*/run.json"))]
+    for found in sorted(records, key=lambda f: (f["runs"][0]["finished"], f["runs"][0]["seed"])):
+        (row,) = found["runs"]
+        key = row["config_hash"], str(row["seed"])
+        known = tables["runs"].get(key)
+        if not known or (_tested(row) and not _tested(known[0])):
+            for name, runs in tables.items():
+                runs[key] = found[name]
+    return {name: [row for rows in runs.values() for row in rows] for name, runs in tables.items()}
+
+
+def _tested(row: Mapping[str, Any]) -> bool:
+    return row["test_accuracy"] not in ("", None)
+
+
+def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
+    """Return the rows of a table as text; a missing file has none.
+
+    Raises:
+        LedgerError: the file is no table or has other columns.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), list(reader.fieldnames or ())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LedgerError(f"{path} cannot be read as a table ({why}); move it away") from None
+    if columns and header != list(columns):
+        odd = ", ".join(sorted({*header} ^ {*columns}))
+        raise LedgerError(f"{path} has other columns than it should ({odd:.60}); move it away")
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not row.get("seed", "0").isdecimal():
+            raise LedgerError(f"line {line} of {path} is not a whole row; restore the file")
+    return rows
+
+
+def _read_record(path: Path) -> dict[str, Rows]:
+    """Return the rows of a record for each table, as text.
+
+    Raises:
+        LedgerError: the file is not the record of a run.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        row, wrong = content["row"], content["wrong"]
+        found = {"runs": [row], "history": content["history"], "misread": []}
+        if wrong is not None:
+            found["misread"] = [row | {"n": row["n_test"], "wrong": " ".join(map(str, wrong))}]
+        epochs = ({*epoch} == {*EPOCH_COLUMNS} for epoch in content["history"])
+        if {*row} == {*COLUMNS} and isinstance(row["seed"], int) and all(epochs):
+            return found
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise LedgerError(f"{path} is not the record of a run; remove it and train the run again")
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    lines = [columns, *([row.get(column) for column in columns] for row in rows)]
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of the ledger atomically.
+
+    Raises:
+        LedgerError: it cannot be written.
+    """
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        fault = f"{path.parent} cannot be the folder of a ledger ({error.strerror})"
+        raise LedgerError(f"{fault}; free space there or name another one") from None

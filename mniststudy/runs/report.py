@@ -1,0 +1,257 @@
+"""The tables of the README, generated from the ledger."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from mnistlib import RECIPES, Evaluation, configure
+from mnistlib.errors import LedgerError
+from mnistlib.paths import outputs_folder, write_atomically
+
+from .ledger import images_seen, read_results, runs_for, whole_seconds
+from .stats import mean_interval
+
+BEGIN, END = "<!-- {} begin: written by `mnist report` -->", "<!-- {} end -->"
+
+
+def headline(folder: Path | None = None) -> str:
+    """Return the README's table of results on the test set from the committed ledger."""
+    lines = [
+        "| recipe | parameters | test accuracy, mean [95 %] | test loss | seeds | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    timed = speed_ratios(folder).groupby("name")["seconds"].median()
+    shown = "reference", "reference-fast", "fast", "teacher", "best", "best-20k"
+    for recipe in shown:
+        rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        if rows.empty:
+            continue
+        name = "conventional" if recipe == "reference" else recipe
+        seconds = timed.get(name, rows["seconds"].median())
+        lines.append(
+            f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | "
+            f"{mean_with_interval(rows['test_accuracy'])} | {rows['test_loss'].mean():.3f} | "
+            f"{len(rows)} | {'GPU' if (rows['device'] == 'cuda').all() else f'{seconds:.0f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def leaderboard(folder: Path | None = None) -> str:
+    """Return the README's leaderboard: recipes with a released checkpoint, and public claims."""
+    lines = [
+        "| parameters | test accuracy, mean [95 %] | test loss | seeds | multiply-accumulates | "
+        "images seen | entry |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    entries: list[tuple[int, float, tuple[str, ...]]] = []
+    for recipe in RECIPES:
+        released = any((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
+        rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
+        if rows.empty or not released:
+            continue
+        first = rows.iloc[0]
+        cells = (
+            mean_with_interval(rows["test_accuracy"]), f"{rows['test_loss'].mean():.3f}",
+            f"{len(rows)}", f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}",
+            f"`{recipe}`: `{first['model']}`",
+        )  # fmt: skip
+        entries.append((int(first["parameters"]), -rows["test_accuracy"].mean(), cells))
+    for _, claim in read_results("claims", folder).iterrows():
+        site, _, name = str(claim["source"]).partition("/")
+        source = f"[{name}](https://{site}/{name})" if name else site
+        cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
+        entries.append((int(claim["parameters"]), -float(claim["accuracy"]), cells))
+    lines += [f"| {size:,} | {' | '.join(cells)} |" for size, _, cells in sorted(entries)]
+    return "\n".join(lines)
+
+
+def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
+    """Return the seconds of whole trainings and how many times as fast as the conventional loop.
+
+    One row for each training and round of the last session: `name`, `repetition`, `threads`,
+    `seconds`, `ratio` within the round. `sprint`, which ends at 99.0 %, is compared with the
+    conventional loop up to its first epoch at 99.0 %, median over the seeds of `reference`.
+    """
+    rows = read_results("speed", folder)
+    rows = rows[(rows["kind"] == "run") & (rows["go"] == rows["go"].max())]
+    table = rows.assign(seconds=whole_seconds(rows))
+    keys = runs_for(RECIPES["reference"], folder)[["config_hash", "seed", "epochs"]]
+    reached = read_results("history", folder).merge(keys).query("val_acc >= 99")
+    first = reached.groupby("seed")["epoch"].min().median() / reached["epochs"].iloc[0]
+    share = table["name"].map({"sprint": first}).fillna(1.0)
+    ours = table[table["name"] == "conventional"].set_index("repetition")["seconds"]
+    table["ratio"] = table["repetition"].map(ours) * share / table["seconds"]
+    return table[["name", "repetition", "threads", "seconds", "ratio"]]
+
+
+def speed(folder: Path | None = None) -> str:
+    """Return the README's table of training times."""
+    trainings = dict(list(speed_ratios(folder).groupby("name")))
+    lines = [
+        "| training | threads | rounds | seconds, median (range) | times as fast, median (range) | "
+        "compared with |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, what, yardstick in (
+        ("conventional", "`reference` by the conventional loop", ""),
+        ("reference-fast", "`reference-fast`", "the whole conventional run"),
+        ("fast", "`fast`", "the whole conventional run"),
+        ("sprint", "`sprint`", "the conventional run to 99.0 %"),
+    ):
+        own = trainings[name]
+        low, middle, high = own["ratio"].quantile([0, 0.5, 1])
+        ratio = f"{middle:.2g} ({low:.2g} to {high:.2g})" if yardstick else "1"
+        lines.append(
+            f"| {what} | {own['threads'].iloc[0]} | {len(own)} | {_median_range(own['seconds'])} | "
+            f"{ratio} | {yardstick} |"
+        )
+    return "\n".join(lines)
+
+
+def promises(folder: Path | None = None) -> str:
+    """Return the README's table of the reference's promises and the committed runs."""
+    published = read_results("published", folder)["val_acc"]
+    rows = runs_for(RECIPES["reference"], folder)
+    history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
+    memory, optimizer = rows["memory_mb"].max(), rows["optimizer_mb"].max()
+    lines = [
+        f"|  | promised | here, `reference` recipe, n = {len(rows)} seeds, mean (range) |",
+        "| --- | --- | --- |",
+        f"| parameters | 13,912 | {rows['parameters'].iloc[0]:,} |",
+        f"| validation accuracy, best epoch | {published.max():.2f} % (one run) | "
+        f"{_mean_range(history.groupby('seed')['val_acc'].max())} |",
+        f"| validation accuracy, last epoch | {published.iloc[-1]:.2f} % (one run) | "
+        f"{_mean_range(rows['val_accuracy'])} |",
+        "| training time, 20 epochs | about 10 minutes on a CPU | "
+        f"{_median_range(rows['seconds'] / 60)} minutes, median (range), one thread |",
+        f"| memory | under 500 MB | {memory:.0f} MB more than after `import torch`; the first "
+        f"optimizer accounts for {optimizer:.0f} MB |",
+        f"| disk | about 50 MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB for a checkpoint |",
+    ]
+    return "\n".join(lines)
+
+
+def latency(folder: Path | None = None) -> str:
+    """Return the README's table of how long answers take, from the last session of `latency.csv`.
+
+    Microseconds per image, median and range of the rounds; ratios are taken within a round.
+    """
+    rows = read_results("latency", folder)
+    rows = rows[rows["go"] == rows["go"].max()].copy()
+    rows["us"] = 1e6 * rows["seconds"] / (rows["calls"] * rows["batch"])
+    wide = rows.pivot(index=["batch", "network", "repetition"], columns="runtime", values="us")
+    networks = rows.drop_duplicates("network").set_index("network")["parameters"]
+    runtimes = ("torch", "onnxruntime", "onnxruntime int8")
+    lines = [
+        "| images at a time | network | parameters | "
+        + " | ".join(f"{runtime}, µs per image" for runtime in runtimes)
+        + f" | onnxruntime's time in times that of `{networks.index[0]}` |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for batch in rows["batch"].unique():
+        ours = wide.loc[(batch, networks.index[0])]["onnxruntime"]
+        for network, parameters in networks.items():
+            own = wide.loc[(batch, network)]
+            times = " | ".join(_median_range(own[runtime], ",.0f") for runtime in runtimes)
+            ratio = _median_range(own["onnxruntime"] / ours, ".2f")
+            ratio = "1" if network == networks.index[0] else ratio
+            lines.append(f"| {batch:,} | `{network}` | {parameters:,} | {times} | {ratio} |")
+    return "\n".join(lines)
+
+
+def mean_with_interval(values: pd.Series) -> str:
+    """Return the mean with its 95 % interval over seeds (Student's t) as text."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.2f} % (one seed)"
+    mean, low, high = mean_interval(list(values))
+    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"
+
+
+def beside_published(
+    title: str,
+    seen: Mapping[str, Evaluation],
+    images: int,
+    seconds: float,
+    folder: Path | None = None,
+) -> str:
+    """Return a table of three columns: the published run, our 20 epochs, and another run.
+
+    Args:
+        title: heading of that run's column.
+        seen: its evaluations, of those called `validation` and `test`.
+        images: training images that it has seen; 0: unknown.
+        seconds: its time.
+        folder: of the ledger.
+    """
+    published, rows = read_results("published", folder), runs_for(RECIPES["reference"], folder)
+    best = published.nlargest(1, "val_acc").iloc[0]
+    table: list[tuple[str, ...]] = [("", "published", "20 epochs here", title)]
+    table += [("", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch")]
+    for part, short in (("validation", "val"), ("test", "test")):
+        for name, style, column in (("accuracy", "{:.2f} %", "acc"), ("loss", "{:.4f}", "loss")):
+            theirs = style.format(best[f"val_{column}"]) if part == "validation" else "-"
+            own = style.format(getattr(seen[part], name)) if part in seen else "-"
+            ours = style.format(rows[f"{short}_{name}"].mean())
+            table.append((f"{part} {name}", theirs, ours, own))
+    shown = [f"{n:,}" if n else "-" for n in (0, images_seen(rows.iloc[0]), images)]
+    table.append(("training images seen", *shown))
+    minutes = [f"{s / 60:.1f}" for s in (rows["seconds"].median(), seconds)]
+    table.append(("minutes of training", "about 10", *minutes))
+    return pd.DataFrame(table).to_string(index=False, header=False)
+
+
+def summary_sentence(recipe: str, folder: Path | None = None) -> str:
+    """Describe the last epoch of a recipe's committed runs in a sentence.
+
+    Raises:
+        ConfigError: there is no such recipe.
+        LedgerError: the ledger has no run of it.
+    """
+    rows = runs_for(configure(recipe), folder)
+    if rows.empty:
+        raise LedgerError(f"the ledger has no run of the recipe {recipe!r} as it is now")
+    last = rows.iloc[-1]
+    part, kind = ("val", "validation") if last["n_val"] else ("test", "test")
+    seen = rows[f"{part}_accuracy"]
+    return (
+        f"{recipe}: {seen.mean():.2f} % {kind} accuracy after {images_seen(last):,} images in "
+        f"{last['epochs']} epochs, mean of n = {len(rows)} seeds (range {seen.min():.2f} to "
+        f"{seen.max():.2f}), last epoch, {int(last[f'n_{part}']):,} {kind} images, "
+        f"{last['parameters']:,} parameters"
+    )
+
+
+def write_report(check: bool = False, readme: Path | None = None) -> bool:
+    """Update the generated blocks of the README; return whether they were out of date.
+
+    Raises:
+        LedgerError: a table of the ledger, the README or its marks are missing.
+    """
+    readme = readme or outputs_folder().parent / "README.md"
+    if not readme.is_file():
+        raise LedgerError(f"{readme} is not there: the report is part of the repository")
+    text = new = readme.read_text(encoding="utf-8")
+    blocks = {"headline": headline(), "speed": speed(), "promises": promises()}
+    if (outputs_folder() / "results" / "claims.csv").is_file():
+        blocks["leaderboard"] = leaderboard()
+    if (outputs_folder() / "results" / "latency.csv").is_file():
+        blocks["latency"] = latency()
+    for name, block in blocks.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
+            raise LedgerError(f"{readme} must have the marks {begin} and {end} once, in order")
+        before, after = new.split(begin)[0], new.split(end)[1]
+        new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text and not check:
+        write_atomically(readme, new.encode())
+    return new != text
+
+
+def _median_range(values: pd.Series, style: str = ".1f") -> str:
+    low, middle, high = (format(value, style) for value in values.quantile([0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
+
+
+def _mean_range(values: pd.Series) -> str:
+    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"

@@ -1,0 +1,303 @@
+"""Many seeds trained side by side as one wide network, for a GPU that would idle with one."""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnistlib import Config, Digits, Evaluation, Run, evaluate, load_mnist
+from mnistlib.augment import augment
+from mnistlib.checkpoint import save_checkpoint
+from mnistlib.distill import distillation_loss, load_pool
+from mnistlib.errors import ConfigError, TrainingError
+from mnistlib.optim import learning_rates, make_optimizer
+from mnistlib.paths import runs_folder
+from mnistlib.runtime import pick_device, run_context, versions
+from mnistlib.slices import side_by_side
+from mnistlib.state import TrainingState, WeightAverage
+
+from .ledger import check_ledger, collect, commit, finished, record
+
+EAGER = 3  # steps of each batch size before its CUDA graph is captured
+
+
+def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
+    """Train the same Config with several seeds at once and return a Run for each.
+
+    A seed's weights, order of images and augmentation are those that it has alone, so that on one
+    device seed 3 is seed 3 whatever it is stacked with, up to rounding. On CUDA each step is
+    captured as a graph, and convolutions compute in bfloat16. There are no checkpoints on the way
+    and no validation before the end. The `seconds` of a Run are its share: those of the whole stack
+    by the number of seeds.
+
+    Args:
+        configs: runs that differ in their seed only, with sgd, constant momentum, one slice and no
+            dropout.
+        digits: data.
+
+    Raises:
+        ConfigError: the Configs cannot be stacked, or the device is not available.
+        TrainingError: a loss or a weight is no longer finite.
+    """
+    config, n_seeds = configs[0], len(configs)
+    if any(replace(c, seed=config.seed) != config for c in configs):
+        raise ConfigError("the Configs differ in more than their seed; stack those that do not")
+    check_stackable(config)
+    device = pick_device(config.device)
+    train_ids, val_ids = digits.split(config.split)
+    val = digits.train_images[val_ids], digits.train_labels[val_ids]
+    per_epoch = config.steps_per_epoch(len(train_ids))
+    size = config.epoch_images or len(train_ids)
+    about = versions() | {"device": device.type, "threads": "1"}
+    states = []
+    for one in configs:
+        with run_context(one.seed):
+            states.append(TrainingState(one, len(train_ids), device))
+    rates, stacked = learning_rates(config, per_epoch), _Stacked(config, states, digits, device)
+    began = time.perf_counter()
+    losses = torch.empty(n_seeds, size, device=device)
+    correct = torch.zeros(n_seeds, dtype=torch.int64, device=device)
+    samplers = [state.sampler for state in states]
+    history: list[list[dict[str, float]]] = [[] for _ in states]
+    curves = []
+    # sorting 60,000 losses for each seed in turn would take longer than training on them
+    with side_by_side() as each, torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        for epoch in range(config.epochs):
+            order = torch.stack(list(each(lambda s: train_ids[s.sample_epoch()], samplers)))
+            correct.zero_()
+            start = 0
+            for k, ids in enumerate(order.to(device).split(config.batch_size, dim=1)):
+                found, right = stacked.step(ids, rates[epoch * per_epoch + k])
+                losses[:, start : start + ids.shape[1]] = found
+                start += ids.shape[1]
+                correct += right
+            curves.append(
+                torch.stack([part.mean(1) for part in losses.split(config.batch_size, 1)])
+            )
+            means = losses.mean(1).tolist()
+            for sampler, own in zip(samplers, losses.cpu().bfloat16(), strict=True):
+                sampler.epoch_loss = own
+                sampler.end_epoch()
+            for rows, loss, right in zip(history, means, correct.tolist(), strict=True):
+                lr = rates[(epoch + 1) * per_epoch]
+                measured = {"train_loss": loss, "train_acc": 100 * right / size, "lr": lr}
+                taken = {"seconds": (time.perf_counter() - began) / n_seeds}
+                unseen = {"val_loss": math.nan, "val_acc": math.nan}
+                rows.append({"epoch": epoch + 1} | measured | unseen | taken)
+    models, some = stacked.models(), digits.train_images[train_ids[: config.norm_images]]
+    if config.norm_images:
+        with side_by_side() as each:
+            list(each(lambda model: WeightAverage(model, 0).renew_statistics(some), models))
+    runs = []
+    for one, rows, curve, model in zip(
+        configs, history, torch.cat(curves).T.tolist(), models, strict=True
+    ):
+        if not all(v.isfinite().all() for v in model.state_dict().values()):
+            raise TrainingError(f"the weights of seed {one.seed} are not finite; lower max_lr")
+        if len(val_ids):
+            seen = evaluate(model, *val)
+            rows[-1] |= {"val_loss": seen.loss, "val_acc": seen.accuracy}
+        lines = {"loss": curve, "lr": rates[: len(curve)], "eval_step": [], "eval_error": []}
+        spent = rows[-1]["seconds"]
+        run = Run(one, digits.source, model, rows, lines, spent, len(val_ids), None, about)
+        runs.append(run)
+    return runs
+
+
+def sweep_stacked(
+    configs: Sequence[Config],
+    ledger: Path | None = None,
+    *,
+    data: str = "auto",
+    test: bool = False,
+    keep: Path | None = None,
+) -> tuple[int, int]:
+    """Train and record each Config that is not in the ledger; return the runs done and failed.
+
+    The seeds of each Config are trained side by side. If the sweep is stopped, the same call again
+    does the rest; a stack that was cut off starts anew.
+
+    Args:
+        configs: the runs.
+        ledger: folder of the ledger; by default `runs_folder()`.
+        data: as for `load_mnist`.
+        test: evaluate the final weights of each run on the test set.
+        keep: folder to which the final weights of each run are saved, as checkpoints that cannot
+            be resumed.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be saved.
+        ConfigError: a Config cannot be stacked, or the device is not available.
+        DatasetError: the digits are missing or damaged.
+        LedgerError: the ledger is damaged or cannot be written to.
+    """
+    folder = ledger or runs_folder()
+    check_ledger(folder)
+    commit()  # cached now, because files may change before the runs end
+    digits = load_mnist(data)
+    known = finished(folder, test and digits.test is not None)
+    left = [c for c in configs if (c.hash(digits.source), c.seed) not in known]
+    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    stacks: dict[Config, list[Config]] = {}
+    for config in left:
+        stacks.setdefault(replace(config, seed=0), []).append(config)
+    for config in stacks:
+        check_stackable(config)
+    failed = 0
+    for own in stacks.values():
+        try:
+            for run in train_stacked(own, digits):
+                seen = evaluate(run.model, *digits.test) if test and digits.test else None
+                if keep:  # first, because a run in the ledger is not trained again
+                    save_checkpoint(
+                        final_weights(run, seen), keep / run.config.run_name(run.source)
+                    )
+                record(run, seen, folder)
+                print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
+        except TrainingError as error:
+            failed += len(own)
+            print(f"FAILED: {own[0].recipe}, {len(own)} seeds: {error}", file=sys.stderr)
+    collect(folder)
+    return len(left) - failed, failed
+
+
+def final_weights(run: Run, seen: Evaluation | None) -> dict[str, Any]:
+    """Return the content of a checkpoint of a finished run, which cannot be resumed.
+
+    Args:
+        run: the run.
+        seen: its evaluation on the test set, if there was one.
+    """
+    progress = {"step": len(run.curve["loss"]), "seconds": run.seconds}
+    return {
+        "config": asdict(run.config),
+        "config_hash": run.config.hash(run.source),
+        "source": run.source,
+        "history": run.history,
+        "val_accuracy": run.history[-1]["val_acc"],
+        "test_accuracy": seen.accuracy if seen else math.nan,
+        "model_state_dict": run.model.state_dict(),
+        "training": {"progress": progress},
+        "versions": run.versions,
+    }
+
+
+def check_stackable(config: Config) -> None:
+    """Raise ConfigError unless the seeds of a Config can be stacked."""
+    if (config.optimizer, config.slices) != ("sgd", 1) or config.dropout or config.cycle_momentum:
+        fault = "only sgd with constant momentum, one slice and no dropout can be stacked"
+        raise ConfigError(f"{fault}; set optimizer=sgd, cycle_momentum=false, slices=1, dropout=0")
+
+
+class _Stacked:
+    """The networks of several seeds as one, and its training step."""
+
+    def __init__(
+        self, config: Config, states: Sequence[TrainingState], digits: Digits, device: torch.device
+    ) -> None:
+        self.config, self.n = config, len(states)
+        self.single = copy.deepcopy(states[0].model)
+        self.images, self.labels = digits.train_images.to(device), digits.train_labels.to(device)
+        self.pool = load_pool(config, digits, device) if config.pool else None
+        self.draws = [state.random.augmentation for state in states]
+        self.model = stack([state.model for state in states])
+        self.model.to(memory_format=torch.channels_last)
+        self.average = WeightAverage(self.model, config.ema_decay)
+        self.optimizer = make_optimizer(self.model, config)
+        self.rate = torch.tensor(config.max_lr, device=device)  # a tensor, so that graphs read it
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.weights = list(self.model.parameters())
+        self.eager: dict[int, int] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def step(self, ids: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Train on the images `ids` `(S, N)`; return losses `(S, N)` and correct answers `(S,)`."""
+        self.rate.fill_(rate)
+        size = ids.shape[1]
+        self.eager[size] = self.eager.get(size, 0) + 1
+        if not ids.is_cuda or self.eager[size] <= EAGER:
+            return self._step(ids)
+        if size not in self.graphs:
+            graph, place = torch.cuda.CUDAGraph(), ids.clone()
+            for generator in self.draws:
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph):
+                found = self._step(place)
+            self.graphs[size] = graph, place, found
+        graph, place, found = self.graphs[size]
+        place.copy_(ids)
+        graph.replay()
+        return found
+
+    def _step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        n = ids.shape[1]
+        labels = self.labels[ids].long().T.flatten()  # (N * S,)
+        if self.pool:
+            drawn = [self.pool.draw(own, g) for own, g in zip(ids, self.draws, strict=True)]
+            batch = torch.cat([images for images, _ in drawn]).float() / 255
+            targets = torch.stack([own for _, own in drawn], dim=1).flatten(0, 1)  # (N * S, 10)
+        else:
+            batch = self.images.index_select(0, ids.flatten())  # (S * N, 1, 28, 28)
+        if self.config.augmentation:
+            batch = augment(batch.float() / 255, **self.config.augmentation, generator=self.draws)
+        batch = batch.view(self.n, n, 28, 28).transpose(0, 1)  # -> (N, S, 28, 28)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
+            logits = self.model(batch)  # (N, S * 10)
+        logits = logits.float().view(n * self.n, 10)
+        smoothing = self.config.label_smoothing
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        total = losses
+        if self.pool:
+            truth = torch.cat((targets, labels[:, None]), dim=1)
+            total, losses = distillation_loss(logits, truth), losses.detach()
+        gradients = torch.autograd.grad(total.sum() / n, self.weights)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        self.average.update()
+        right = (logits.detach().argmax(1) == labels).view(n, self.n).sum(0)
+        return losses.detach().view(n, self.n).T, right
+
+    def models(self) -> list[nn.Module]:
+        """Return the seeds' networks, on the CPU in eval mode, with averaged weights if any."""
+        found = []
+        for k in range(self.n):
+            model = copy.deepcopy(self.single).cpu().to(memory_format=torch.contiguous_format)
+            parts = {}
+            for name, value in self.average.model.state_dict().items():
+                parts[name] = value.chunk(self.n)[k] if value.ndim else value
+            model.load_state_dict(parts)
+            found.append(model.eval())
+        return found
+
+
+def stack(models: Sequence[nn.Module]) -> nn.Module:
+    """Return networks of one kind as one: S times the channels, in groups that do not mix.
+
+    It takes images `(N, S, 28, 28)` and returns logits `(N, S * 10)`. A BatchNorm over S times the
+    channels is exactly S of them.
+    """
+    wide = copy.deepcopy(models[0])
+    for layer, *own in zip(wide.modules(), *(m.modules() for m in models), strict=True):
+        for name, _ in [*own[0].named_parameters(recurse=False)]:
+            values = [getattr(one, name).detach() for one in own]
+            setattr(layer, name, nn.Parameter(torch.cat(values)))
+        for name, value in [*own[0].named_buffers(recurse=False)]:
+            if value.ndim:
+                setattr(layer, name, torch.cat([getattr(one, name) for one in own]))
+        if isinstance(layer, nn.Conv2d):
+            for name in ("in_channels", "out_channels", "groups"):
+                setattr(layer, name, getattr(layer, name) * len(models))
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.num_features *= len(models)
+    return wide

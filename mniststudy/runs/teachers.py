@@ -1,0 +1,82 @@
+"""Teachers: their answers to augmented images, asked for once and kept as a pool."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mnistlib import Config, ConfigError, Digits, load_checkpoint, load_model
+from mnistlib.distill import TEMPERATURE, pool_folder, view_of
+from mnistlib.paths import write_atomically
+
+
+def build_pool(
+    teachers: Sequence[Path], digits: Digits, config: Config, views: int, device: torch.device
+) -> str:
+    """Ask the teachers about augmented views of all training images; return the pool's name.
+
+    The pool is a folder `pools/NAME` in `runs_folder()` with a file for each view. Views that are
+    there are not made again, so the same call continues one that was stopped.
+
+    Args:
+        teachers: checkpoints.
+        digits: data.
+        config: whose augmentation the views get.
+        views: how many views of each image.
+        device: where to compute.
+
+    Returns:
+        Eight hex digits of a SHA-256 over the teachers' weights, the data source, the augmentation
+        and the number of views.
+
+    Raises:
+        CheckpointError: a teacher is no intact checkpoint.
+        ConfigError: the teachers have other digits, or held out different images.
+    """
+    contents = [load_checkpoint(path) for path in teachers]
+    made_of = contents, digits.source, config, views
+    name, about = pool_name(*made_of), _about(*made_of)
+    folder = pool_folder(name)
+    write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
+    models = [load_model(path).to(device) for path in teachers]
+    size = 250 if device.type == "cpu" else 5000  # images in one call
+    for view in tqdm(range(views), disable=None, desc=f"pool {name}"):
+        path = folder / f"{view}.f16"
+        if path.is_file() and path.stat().st_size == 20 * len(digits.train_labels):
+            continue
+        found = []
+        with torch.inference_mode():
+            for images in view_of(digits, config.augmentation, view, device).split(size):
+                answers = [(m(images.unsqueeze(1)) / TEMPERATURE).softmax(1) for m in models]
+                found.append(torch.stack(answers).mean(0).half().cpu())
+        write_atomically(path, torch.cat(found).numpy().tobytes())
+    return name
+
+
+def pool_name(teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int) -> str:
+    """Return the name of the pool of these teachers, contents of checkpoints; see `build_pool`."""
+    about = _about(teachers, source, config, views)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for content in teachers:
+        for value in content["model_state_dict"].values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _about(
+    teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int
+) -> dict[str, Any]:
+    """Return what a pool is made of."""
+    if {content["source"] for content in teachers} != {source}:
+        raise ConfigError(f"not all teachers were trained on the source {source!r} of the digits")
+    splits = {content["config"]["split"] for content in teachers}
+    if len(splits) > 1:
+        fault = f"the teachers were trained with different splits ({', '.join(sorted(splits))})"
+        raise ConfigError(f"{fault}; a pool takes teachers of one split")
+    names = [f"{content['config_hash']}-{content['config']['seed']}" for content in teachers]
+    about = {"source": source, "views": views, "augmentation": config.augmentation}
+    return about | {"split": splits.pop(), "teachers": names}

@@ -1,0 +1,183 @@
+"""The formats that `export` writes: ONNX, int8, safetensors and the page to draw on."""
+
+import base64
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mnistlib import ConfigError, Digits, ReferenceNet
+from mnistlib.spec import MEAN, STD
+
+from ..runs.stats import calibration_error
+
+
+class Answer(nn.Module):
+    """A network followed by its temperature: what the ONNX files compute."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities `(N, 10)` of uint8 pixels `(N, 1, 28, 28)`."""
+        logits = self.network(pixels)
+        return logits, (logits / self.temperature).softmax(1)
+
+
+def check_extra() -> None:
+    """Refuse to work without the libraries of the extra `export`.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    for needed in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
+        if importlib.util.find_spec(needed) is None:
+            raise ConfigError(f"{needed} is not installed: pip install 'mnistlib[export]'")
+
+
+def to_onnx(network: nn.Module, temperature: float) -> bytes:
+    """Return a network as ONNX, see `Answer`: input `pixels`, any number of images."""
+    program = torch.onnx.export(
+        Answer(network, temperature).eval(),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8),),
+        dynamo=True, opset_version=20, verbose=False, input_names=["pixels"],
+        output_names=["logits", "probabilities"], dynamic_shapes=({0: torch.export.Dim("N")},),
+    )  # fmt: skip
+    assert program is not None
+    _strip(model := program.model_proto)
+    return model.SerializeToString(deterministic=True)
+
+
+def to_int8(file: bytes, images: Tensor) -> bytes:
+    """Return an ONNX file with weights and activations of its products as 8-bit integers.
+
+    Args:
+        file: from `to_onnx`.
+        images: `(N, 1, 28, 28)` uint8; the ranges of the activations are measured on a thousand.
+    """
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    model = onnx.load_from_string(file)
+    add_pre_process_metadata(model)  # else it warns; torch's exporter has done that work
+    chosen = images[:: max(1, len(images) // 1000)]
+    feed = ({"pixels": batch.numpy()} for batch in chosen.split(100))
+    with TemporaryDirectory() as folder:
+        quantization.quantize_static(
+            model,
+            path := Path(folder) / "int8.onnx",
+            SimpleNamespace(get_next=lambda: next(feed, None)),
+            quant_format=quantization.QuantFormat.QOperator,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],  # the others take little time
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            # weights of seven bits: with eight, 16-bit sums overflow on processors without VNNI
+            reduce_range=True,
+        )
+        model = onnx.load(path)
+    _strip(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def _strip(message: Any) -> None:
+    """Remove metadata and comments from an ONNX message: the exporter writes stack traces there."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _strip(part)
+
+
+def with_metadata(file: bytes, about: Mapping[str, Any]) -> bytes:
+    """Return an ONNX file with texts that say what it is."""
+    import onnx
+
+    model = onnx.load_from_string(file)
+    onnx.helper.set_model_props(model, {k: str(v) for k, v in about.items()})
+    return model.SerializeToString(deterministic=True)
+
+
+def session(file: bytes) -> Any:
+    """Return an onnxruntime session for an ONNX file, on the CPU with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(opened: Any, images: Tensor) -> list[np.ndarray]:
+    """Return the logits and probabilities `(N, 10)` of uint8 images `(N, 1, 28, 28)`."""
+    return opened.run(None, {"pixels": images.numpy()})
+
+
+def run_onnx(file: bytes, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits and probabilities `(N, 10)` that an ONNX file gives for images."""
+    opened = session(file)
+    parts = [run_session(opened, batch) for batch in images.split(1000)]
+    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return logits, probabilities
+
+
+def measure(file: bytes, images: Tensor, labels: Tensor, expected: np.ndarray) -> dict[str, Any]:
+    """Compare the answers of an ONNX file with labels and with torch's probabilities `(N, 10)`.
+
+    Returns:
+        `n`, `correct`, `changed` (other digits than torch's), `largest_difference` of a
+        probability, `loss` in nats, and `calibration_error` in points.
+    """
+    _, seen = run_onnx(file, images)
+    targets, chosen = labels.numpy(), seen.argmax(1)
+    loss = -np.log(seen[np.arange(len(targets)), targets].clip(1e-12)).mean()
+    return {
+        "n": len(targets),
+        "correct": int((chosen == targets).sum()),
+        "changed": int((chosen != expected.argmax(1)).sum()),
+        "largest_difference": f"{abs(seen - expected).max():.1e}",
+        "loss": f"{loss:.4f}",
+        "calibration_error": f"{calibration_error(seen, targets):.2f}",
+    }
+
+
+def to_safetensors(network: nn.Module, about: Mapping[str, Any]) -> bytes:
+    """Return the weights of a network as safetensors, with texts that say what they are."""
+    from safetensors.torch import save
+
+    raw = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    start = 8 + int.from_bytes(raw[:8], "little")
+    # the library would write the texts in a random order, and the file would never be the same
+    header = {"__metadata__": {k: str(v) for k, v in about.items()}} | json.loads(raw[8:start])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[start:]
+
+
+def to_page(network: ReferenceNet, about: Mapping[str, Any], digits: Digits) -> str:
+    """Return the page to draw on, `page.html` with the network and an example of each digit."""
+    firsts = ((digits.train_labels == c).nonzero()[0] for c in range(10))  # (1,) each
+    model = {key: about[key] for key in ("name", "parameters", "temperature", "sure", "evidence")}
+    model |= {"mean": MEAN, "std": STD, "eps": network.bn1.eps}
+    pictures = [_base64(digits.train_images[i].numpy()) for i in firsts]
+    model["examples"] = [{"label": c, "pixels": pixels} for c, pixels in enumerate(pictures)]
+    model["weights"] = {
+        name: {"shape": list(tensor.shape), "data": _base64(tensor.numpy().astype("<f4"))}
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return template.replace("/*MODEL*/null", json.dumps(model).replace("</", "<\\/"))
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()

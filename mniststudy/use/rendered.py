@@ -1,0 +1,192 @@
+"""Synthetic pages for notebook 11 and `calibrate`: rendered, then read, then counted."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from torch import Tensor, nn
+
+from mnistlib.evaluate import predict_logits
+
+from ..runs.stats import fit_temperature
+from .pictures import Calibration, find_marks, read_marks
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+FONTS = ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneral",
+         "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10")  # fmt: skip
+# kinds of pages, with the share of all pages of a kind that are read
+KINDS = {"digits": 1.0, "light": 0.5, "ruled": 0.5, "several": 0.3,
+         "blank": 0.25, "noise": 0.25, "letters": 0.52, "scribbles": 0.25}  # fmt: skip
+LOST = 0.002  # share of right answers that the threshold may cost
+SIZES = (40, 110, 300)  # pixels that stand for the 28 of a digit's image
+PAPER, INK = 225.0, 40.0
+
+
+def stroke(image: Tensor | np.ndarray, size: int, degrees: float = 0.0) -> np.ndarray:
+    """Enlarge a digit `(1, 28, 28)` uint8 to ink `(size, size)` from 0 to 1 with sharp edges."""
+    large = Image.fromarray(np.asarray(image).reshape(28, 28)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
+    values = np.asarray(large.rotate(degrees, Image.Resampling.BICUBIC), np.float32) / 255
+    sharp = 0.5 + (values - 0.5) * max(1.0, size / 56)  # edges one or two pixels wide
+    return sharp.clip(0, 1)
+
+
+def page(
+    inks: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    light: float = 0.0,
+    ruled: bool = False,
+    white_on_black: bool = False,
+    noise: float = 3.0,
+) -> np.ndarray:
+    """Put pieces of ink `(s, s)` in a row on synthetic paper; return it, `(H, W, 3)` float32.
+
+    Args:
+        inks: of equal size; none: a blank page.
+        rng: gives positions, slopes and noise.
+        light: share by which the light falls off from one side to the other.
+        ruled: draw ruled lines, a little aslant.
+        white_on_black: chalk on a board instead of ink on paper.
+        noise: standard deviation of the pixels' noise, of 255 levels.
+    """
+    s = inks[0].shape[0] if inks else 200
+    n = max(1, len(inks))
+    height, width = (
+        max(80, round(s * k)) for k in (rng.uniform(1.5, 2.5), n * rng.uniform(1.2, 2))
+    )
+    cover = np.zeros((height, width), np.float32)
+    x, base = 0, rng.uniform(0.1, 0.9) * (height - s)
+    for k, ink in enumerate(inks):
+        x = int(rng.integers(x, 1 + width - s * (n - k)))
+        y = int(np.clip(base + 0.1 * s * rng.uniform(-1, 1), 0, height - s))
+        cover[y : y + s, x : x + s] = ink
+        x += s
+    v, u = np.mgrid[:height, :width].astype(np.float32)
+    reflected = np.full((height, width), PAPER, np.float32)
+    if ruled:
+        gap, slope = s * rng.uniform(0.3, 0.9), np.tan(np.radians(rng.uniform(-1.5, 1.5)))
+        off = np.abs((v + slope * u + rng.uniform(0, gap)) % gap - gap / 2)  # from the next line
+        reflected -= (max(1.0, s / 80) / 2 + 0.5 - off).clip(0, 1) * rng.uniform(50, 120)
+    reflected += (INK - reflected) * cover
+    if white_on_black:
+        reflected = 255 - reflected
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.cos(angle) * u / width + np.sin(angle) * v / height
+    along = (along - along.min()) / np.ptp(along)
+    values = reflected * (1 - light * along) + rng.normal(0, noise, reflected.shape)
+    return np.repeat(values.clip(0, 255).round()[..., None], 3, axis=2).astype(np.float32)
+
+
+def letter(rng: np.random.Generator, size: int = 110, character: str = "") -> np.ndarray:
+    """Render a letter in one of matplotlib's fonts as ink `(size, size)`."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    font = ImageFont.truetype(folder / f"{rng.choice(FONTS)}.ttf", 0.75 * size)
+    picture = Image.new("L", (size, size))
+    character = character or str(rng.choice(list(LETTERS)))
+    ImageDraw.Draw(picture).text((size / 2, size / 2), character, 255, font, anchor="mm")
+    picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.float32) / 255
+
+
+def scribble(rng: np.random.Generator, size: int = 110) -> np.ndarray:
+    """Draw one to four smooth random strokes as ink `(size, size)`."""
+    picture = Image.new("L", (size, size))
+    for _ in range(rng.integers(1, 5)):
+        points = rng.uniform(0.1 * size, 0.9 * size, (rng.integers(3, 8), 2))
+        smooth = ndimage.zoom(points, (12, 1), order=3).clip(0.08 * size, 0.92 * size)
+        ImageDraw.Draw(picture).line([tuple(p) for p in smooth], 255, max(2, size // 15), "curve")
+    return np.asarray(picture, np.float32) / 255
+
+
+def pages(
+    kind: str, n: int, images: Tensor, labels: Tensor, seed: int = 0
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Render `n` synthetic pages of a kind in `KINDS`, each with what it shows.
+
+    Args:
+        kind: of page.
+        n: number of pages.
+        images: `(N, 1, 28, 28)` uint8, the digits to write on them.
+        labels: `(N,)`.
+        seed: of everything random; digits are drawn without repetition where there are enough.
+    """
+    rng = np.random.default_rng((seed, list(KINDS).index(kind)))
+    order = rng.permutation(len(labels))
+    for i in range(n):
+        size = SIZES[i % 3]
+        if kind in ("blank", "noise"):
+            yield page([], rng, light=rng.uniform(0, 0.5), noise=4 if kind == "blank" else 40), ""
+        elif kind == "letters":
+            character = LETTERS[i % len(LETTERS)]
+            yield page([letter(rng, size, character)], rng), character
+        elif kind == "scribbles":
+            yield page([scribble(rng, size)], rng), ""
+        else:
+            several, ruled = (
+                kind == "several",
+                kind == "ruled" or (kind == "several" and i % 2 == 1),
+            )
+            k = int(rng.integers(2, 7)) if several else 1
+            size = min(size, 110) if several else size
+            ids = order[np.arange(i * k, (i + 1) * k) % len(order)]
+            inks = [stroke(images[j], size, rng.uniform(-10, 10)) for j in ids]
+            light, white = 0.5 if kind == "light" else 0.0, kind == "digits" and i % 2 == 1
+            drawn = page(inks, rng, light=light, ruled=ruled, white_on_black=white)
+            yield drawn, "".join(str(int(labels[j])) for j in ids)
+
+
+def measure(
+    model: nn.Module,
+    calibration: Calibration,
+    images: Tensor,
+    labels: Tensor,
+    n: int = 1000,
+    seed: int = 1,
+) -> pd.DataFrame:
+    """Read about `n` synthetic pages of each kind and count the answers, one row for each kind.
+
+    `right`: all digits are answered and right; `wrong`: a digit is answered where there is none or
+    another; `confident`: as `wrong`, and with a probability of 90 % or more. All other pages have a
+    mark that is not answered, or a wrong number of marks.
+    """
+    rows = []
+    for kind, share in KINDS.items():
+        total = round(share * n)
+        count = dict.fromkeys(("right", "wrong", "confident"), 0)
+        for drawn, truth in pages(kind, total, images, labels, seed):
+            readings = read_marks(model, find_marks(drawn).marks, calibration)
+            said = [r.answer for r in readings]
+            same = len(said) == len(truth) and truth.isdigit()
+            off = [r for k, r in enumerate(readings) if r.answer.isdigit()
+                   and not (same and r.answer == truth[k])]  # fmt: skip
+            count["right"] += truth.isdigit() and said == list(truth)
+            count["wrong"] += bool(off)
+            count["confident"] += any(max(r.probabilities) >= 0.9 for r in off)
+        rows.append({"kind": kind, "n": total, **count})
+    return pd.DataFrame(rows)
+
+
+def calibrate(model: nn.Module, images: Tensor, labels: Tensor, n: int = 1000) -> Calibration:
+    """Fit temperature and threshold of a network on images that it was not trained on.
+
+    The temperature is fitted on the images; `sure` is such that of `n` rendered digits that would
+    be right, the share `LOST` is not answered. There is no threshold on the evidence, because it
+    rejects many digits and few letters (`outputs/LOG.md`).
+    """
+    logits = predict_logits(model, images).numpy()
+    found = Calibration(round(fit_temperature(logits, labels.numpy()), 4), 0.0)
+    right = [
+        max(reading.probabilities)
+        for drawn, truth in pages("digits", n, images, labels)
+        for reading in read_marks(model, find_marks(drawn).marks, found)
+        if reading.answer == truth
+    ]
+    return replace(found, sure=math.floor(100 * float(np.quantile(right, LOST))) / 100)

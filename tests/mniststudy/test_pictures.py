@@ -1,0 +1,462 @@
+"""Pictures of one's own: found, brought into MNIST's form, read, or refused by name."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mnistlib import DatasetError, load_mnist, load_model, released_checkpoint
+from mniststudy.cli import main
+from mniststudy.use import rendered as pictures_rendered
+from mniststudy.use.pictures import (
+    Calibration,
+    find_marks,
+    load_calibration,
+    read_marks,
+    read_picture,
+    save_readings,
+    to_mnist,
+)
+from mniststudy.use.rendered import letter, page, pages, scribble, stroke
+
+
+def drawn(size=(28, 28), ink=0, ground=255, mode="L"):
+    """A slanted stroke with a foot, away from the middle."""
+    picture = Image.new(mode, size, ground)
+    draw, (w, h) = ImageDraw.Draw(picture), size
+    draw.line((0.6 * w, 0.1 * h, 0.5 * w, 0.6 * h), fill=ink, width=max(2, w // 12))
+    draw.line((0.5 * w, 0.6 * h, 0.7 * w, 0.6 * h), fill=ink, width=max(2, w // 12))
+    return picture
+
+
+def marks(picture, tmp_path, name="digit.png"):
+    picture.save(tmp_path / name)
+    return read_picture(tmp_path / name)[0].marks
+
+
+def read(picture, tmp_path, name="digit.png"):
+    (mark,) = marks(picture, tmp_path, name)
+    return mark.image
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """One clearly written digit of each class, `(10, 1, 28, 28)`."""
+    found = load_mnist("auto" if os.environ.get("MNISTLIB_DATA") else "sample")
+    images, labels = found.train_images[:300], found.train_labels[:300]
+    chances = load_model(released_checkpoint())(images).softmax(1)
+    sure = [int(chances[:, c].mul(labels == c).argmax()) for c in range(10)]
+    return images[torch.tensor(sure)]
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Return a function that gives the answers to a picture, an array, or the path of a file."""
+    model = load_model(released_checkpoint())
+
+    def ask(picture):
+        if isinstance(picture, Image.Image):
+            picture = np.asarray(picture.convert("RGB"), np.float32)
+        found = find_marks(picture) if isinstance(picture, np.ndarray) else read_picture(picture)[0]
+        return [r.answer for r in read_marks(model, found.marks, Calibration(0.65, 0.5))]
+
+    return ask
+
+
+def written(image, size=160, ground=255, ink=0, margin=50):
+    """A digit as ink of one grey level on a ground of another, as a picture."""
+    cover = np.pad(stroke(image, size), margin)
+    return Image.fromarray((ground + (ink - ground) * cover).astype(np.uint8))
+
+
+# One digit
+
+
+def test_a_light_digit_of_28x28_is_taken_as_it_is(tmp_path):
+    picture = drawn(ink=200, ground=0)
+    digit = read(picture, tmp_path)
+    assert digit.shape == (1, 28, 28)
+    assert digit.dtype == torch.uint8
+    np.testing.assert_array_equal(digit[0], np.asarray(picture))
+
+
+def test_a_dark_digit_of_28x28_is_inverted(tmp_path):
+    picture = drawn(ink=30, ground=250)
+    np.testing.assert_array_equal(read(picture, tmp_path)[0], 255 - np.asarray(picture))
+
+
+@pytest.mark.parametrize(("ink", "ground"), [(95, 125), (150, 110)])
+def test_28x28_grey_on_grey_gets_the_contrast_of_mnist(digits, answers, ink, ground):
+    picture = (ground + (ink - ground) * (digits[3][0].float() / 255)).round().byte()
+    (mark,) = find_marks(np.repeat(picture.numpy()[..., None], 3, 2).astype(np.float32)).marks
+    assert mark.image.max() == 255
+    assert answers(Image.fromarray(picture.numpy())) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ink", "ground", "name"),
+    [
+        ("L", 0, 255, "dark.png"),
+        ("L", 255, 0, "light.png"),
+        ("1", 0, 1, "bits.png"),
+        ("RGB", (20, 30, 120), (235, 230, 210), "photo.jpg"),
+        ("RGB", (250, 240, 90), (10, 60, 30), "board.jpg"),
+        ("RGB", (250, 230, 0), (255, 255, 255), "yellow.png"),
+        ("RGBA", (0, 0, 0, 255), (0, 0, 0, 0), "transparent.png"),
+        ("RGBA", (255, 255, 255, 255), (255, 255, 255, 0), "white-on-transparency.png"),
+        ("CMYK", (0, 0, 0, 255), (0, 0, 0, 0), "print.jpg"),
+        ("I;16", 300, 64_000, "sixteen.tif"),
+        ("F", 0.1, 0.9, "float.tif"),
+        ("F", 900.0, -20.0, "unusual.tif"),
+        ("P", 0, 255, "palette.gif"),
+    ],
+)
+@pytest.mark.parametrize("size", [(320, 240), (90, 120)])
+def test_a_drawn_digit_is_fitted_to_20x20_and_centred_by_mass(
+    tmp_path, mode, ink, ground, name, size
+):
+    picture = drawn(size, ink, ground, mode)
+    if mode == "P":
+        picture.putpalette([k for k in range(256) for _ in range(3)])
+    digit = read(picture, tmp_path, name)[0].double()
+    assert digit.shape == (28, 28)
+    assert digit.max() == 255
+    strokes = digit > 32
+    height, width = int(strokes.any(1).sum()), int(strokes.any(0).sum())
+    assert max(height, width) == 20
+    middle = torch.arange(28, dtype=torch.float64) - 13.5
+    for axis in (0, 1):
+        assert abs((digit.sum(1 - axis) * middle).sum() / digit.sum()) <= 0.51
+    assert (digit == 0).double().mean() > 0.5  # the ground is dark
+
+
+def test_the_same_digit_is_read_the_same_wherever_it_stands_on_the_paper(tmp_path):
+    own = drawn((80, 120))
+    found = []
+    for corner in ((10, 10), (150, 60)):
+        paper = Image.new("L", (300, 250), 255)
+        paper.paste(own, corner)
+        found.append(read(paper, tmp_path))
+    assert torch.equal(*found)
+
+
+def test_the_strokes_of_mnist_are_as_bright_and_as_wide_after_the_way_through_a_page(digits):
+    """Enlarged fivefold and brought back, a digit differs little from the original."""
+    for image in digits:
+        (mark,) = find_marks(np.asarray(written(image).convert("RGB"), np.float32)).marks
+        before, after = image.float(), mark.image.float()
+        assert abs(after.mean() / before.mean() - 1) < 0.3
+        shifted = [torch.roll(after, (a, b), (1, 2)) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        assert min(float((before - s).abs().mean()) for s in shifted) < 16
+
+
+def test_a_hairline_is_thickened_to_a_stroke_and_read(answers):
+    picture = Image.new("L", (400, 400), 255)
+    corners = [(120, 80), (280, 80), (190, 180), (270, 220), (260, 300), (130, 320)]
+    ImageDraw.Draw(picture).line(corners, 0, 1)
+    (mark,) = find_marks(np.asarray(picture.convert("RGB"), np.float32)).marks
+    assert int((mark.image > 127).sum()) > 60
+    assert answers(picture) == ["3"]
+
+
+@pytest.mark.parametrize("size", [(320, 240), (28, 28)])
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_a_photo_that_was_stored_lying_down_is_read_upright(tmp_path, size, mode):
+    """Cameras turn the picture by a note in the file, 6: a quarter clockwise, not by its pixels."""
+    upright = drawn(size).convert(mode)
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "photo.png", exif=exif)
+    assert torch.equal(marks(lying, tmp_path, "no-note.png")[0].image, read(lying, tmp_path))
+    assert torch.equal(
+        read_picture(tmp_path / "photo.png")[0].marks[0].image, read(upright, tmp_path)
+    )
+    assert not torch.equal(read(upright, tmp_path), read(lying, tmp_path))
+
+
+# Paper
+
+
+def test_light_that_falls_off_by_half_changes_no_answer(digits, answers):
+    rng = np.random.default_rng(0)
+    for k, image in enumerate(digits):
+        assert answers(page([stroke(image, 110)], rng, light=0.5)) == [str(k)]
+
+
+def test_under_such_light_one_threshold_for_the_page_would_take_paper_for_ink(digits):
+    pixels = page([stroke(digits[1], 110)], np.random.default_rng(0), light=0.6)
+    dark = pixels.mean(2) < (pixels.min() + pixels.max()) / 2
+    assert dark.mean() > 3 * find_marks(pixels).mask.mean()
+
+
+def test_ruled_lines_are_removed_and_the_digits_on_them_read(digits, answers):
+    rng = np.random.default_rng(1)
+    for k, image in enumerate(digits):
+        drawn_page = page([stroke(image, 110)], rng, ruled=True)
+        assert answers(drawn_page) == [str(k)]
+    blank = page([], rng, ruled=True)
+    assert find_marks(blank).marks == []
+
+
+def test_a_box_around_the_digit_is_no_digit(digits, answers):
+    picture = written(digits[4])
+    ImageDraw.Draw(picture).rectangle((20, 20, 240, 240), outline=0, width=5)
+    assert answers(picture) == ["4"]
+
+
+def test_a_desk_beside_the_paper_is_no_digit(digits, answers):
+    picture = Image.new("L", (400, 300), 255)
+    picture.paste(written(digits[2]), (20, 20))
+    ImageDraw.Draw(picture).rectangle((340, 0, 400, 300), fill=70)
+    assert answers(picture) == ["2"]
+
+
+# Several digits
+
+
+def test_digits_are_read_from_left_to_right_and_row_by_row(digits, answers):
+    rows = Image.new("L", (700, 480), 255)
+    for i, k in enumerate((3, 1, 4, 1, 5, 9)):
+        rows.paste(
+            written(digits[k], margin=20), (20 + 220 * (i % 3), 240 * (i // 3) + 10 * (i % 2))
+        )
+    assert answers(rows) == ["3", "1", "4", "1", "5", "9"]
+
+
+def test_a_digit_in_two_pieces_is_one_mark():
+    five = Image.new("L", (300, 300), 255)
+    draw = ImageDraw.Draw(five)
+    draw.arc((90, 120, 190, 240), 200, 150, 0, 14)
+    draw.line((110, 90, 200, 88), 0, 14)  # the flag, detached
+    assert len(find_marks(np.asarray(five.convert("RGB"), np.float32)).marks) == 1
+
+
+def test_specks_and_dashes_beside_a_digit_are_left_out(digits, answers):
+    picture = written(digits[7], margin=90)
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((20, 20, 28, 28), 0)
+    draw.line((10, 300, 70, 300), 0, 8)
+    assert answers(picture) == ["7"]
+
+
+# No digit
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+@pytest.mark.parametrize("size", [(200, 100), (1, 1), (28, 28)])
+def test_a_blank_picture_has_no_marks_and_a_reason(tmp_path, size, ground):
+    Image.new("L", size, ground).save(tmp_path / "blank.png")
+    found, _ = read_picture(tmp_path / "blank.png")
+    assert (found.marks, found.reason) == ([], "nothing stands out from the paper")
+
+
+@pytest.mark.parametrize("noise", [1, 10, 40])
+def test_noise_has_no_marks(noise):
+    for seed in range(3):
+        found = find_marks(page([], np.random.default_rng(seed), noise=noise, light=0.3))
+        assert found.marks == []
+        assert found.reason
+
+
+def test_salt_and_pepper_has_no_marks():
+    pixels = np.full((200, 300, 3), 200, np.float32)
+    pixels[np.random.default_rng(0).random((200, 300)) < 0.05] = 0
+    assert find_marks(pixels).marks == []
+
+
+def test_a_shape_with_many_holes_is_not_a_digit(answers):
+    grid = Image.new("L", (300, 300), 255)
+    for k in range(4):
+        ImageDraw.Draw(grid).line((80 + 40 * k, 80, 80 + 40 * k, 200), 0, 8)
+        ImageDraw.Draw(grid).line((80, 80 + 40 * k, 200, 80 + 40 * k), 0, 8)
+    assert answers(grid) == ["not a digit"]
+
+
+def test_thresholds_turn_an_answer_into_not_sure_or_not_a_digit(digits):
+    model = load_model(released_checkpoint())
+    found = find_marks(np.asarray(written(digits[6]).convert("RGB"), np.float32)).marks
+    (reading,) = read_marks(model, found, Calibration())
+    assert reading.answer == "6"
+    assert repr(reading) == f"6 ({100 * max(reading.probabilities):.1f} %)"
+    (reading,) = read_marks(model, found, Calibration(sure=1.1))
+    assert repr(reading).startswith("not sure (6 at ")
+    (reading,) = read_marks(model, found, Calibration(evidence=1e3))
+    assert repr(reading).startswith("not a digit (6 at ")
+    (cool,), (hot,) = (read_marks(model, found, Calibration(t)) for t in (0.5, 2.0))
+    assert max(cool.probabilities) > max(hot.probabilities)
+    assert abs(sum(hot.probabilities) - 1) < 1e-6
+
+
+# Files
+
+
+def png():
+    buffer = io.BytesIO()
+    drawn((200, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "contents", [b"this is not a picture", b"", png()[:100], png()[:-40], png()[:8]]
+)
+def test_what_is_no_picture_is_refused_by_name_with_a_remedy(tmp_path, contents):
+    path = tmp_path / "digit.png"
+    path.write_bytes(contents)
+    with pytest.raises(DatasetError, match=r"digit\.png cannot be read .*; give a PNG or JPEG"):
+        read_picture(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    names = ["folder.png", "nowhere.png"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        names += ["pipe", "/dev/zero"]
+    for name in names:
+        with pytest.raises(DatasetError, match=f"{name} cannot be read"):
+            read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(10_000, 5_001), (12_000, 12_000)])
+def test_a_picture_too_large_for_memory_is_refused_by_name_alone(tmp_path, size, recwarn):
+    Image.new("1", size).save(tmp_path / "huge.png")
+    with pytest.raises(DatasetError, match=r"huge\.png has over 50 million pixels"):
+        read_picture(tmp_path / "huge.png")
+    assert not recwarn.list
+
+
+def test_a_large_photo_is_read_smaller_and_its_boxes_are_in_its_own_pixels(tmp_path, digits):
+    photo = Image.new("L", (3000, 2000), 255)
+    photo.paste(written(digits[2], 400, margin=0), (1500, 900))
+    photo.save(tmp_path / "photo.jpg")
+    found, _ = read_picture(tmp_path / "photo.jpg")
+    (reading,) = read_marks(load_model(released_checkpoint()), found.marks, Calibration())
+    left, top, right, bottom = reading.as_dict(found.scale)["box"]
+    assert 1500 <= left < right <= 1900
+    assert 900 <= top < bottom <= 1300
+    assert max(right - left, bottom - top) > 250
+
+
+def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
+    first, second = drawn((90, 90)), drawn((90, 90), ink=100)
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
+    assert read_picture(tmp_path / "moving.gif")[1] == ["only the first of 2 frames is used"]
+
+
+# The command
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    written(digits[8]).save("eight.png")
+    row = Image.new("L", (500, 240), 255)
+    row.paste(written(digits[4], margin=20), (10, 10))
+    row.paste(written(digits[2], margin=20), (250, 10))
+    row.save("row.png")
+    Image.new("L", (90, 90), 255).save("blank.png")
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    return tmp_path
+
+
+def test_one_bad_file_does_not_hide_the_good_answers(desk, capsys):
+    assert main(["predict", "eight.png", "text.png", "row.png", "blank.png"]) == 1
+    said = capsys.readouterr()
+    one, two, none = said.out.splitlines()
+    assert one.startswith("eight.png: 8 (")
+    assert two.startswith("row.png: 2 marks: 4 (")
+    assert ", 2 (" in two
+    assert none == "blank.png: not a digit (nothing stands out from the paper)"
+    assert said.err.startswith("error: text.png cannot be read as a picture")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_json_has_every_probability_and_each_error(desk, capsys):
+    assert main(["predict", "row.png", "text.png", "blank.png", "--json"]) == 1
+    row, text, blank = json.loads(capsys.readouterr().out)
+    assert [r["digit"] for r in row["readings"]] == [4, 2]
+    assert all(abs(sum(r["probabilities"]) - 1) < 1e-4 for r in row["readings"])
+    assert text["error"].startswith("text.png cannot be read")
+    assert (blank["readings"], blank["reason"]) == ([], "nothing stands out from the paper")
+
+
+def test_show_writes_what_the_network_saw_and_overwrites_only_its_own_file(desk, capsys):
+    for _ in range(2):
+        assert main(["predict", "row.png", "blank.png", "--show"]) == 0
+    assert "; see row-read.png" in capsys.readouterr().out
+    with Image.open("row-read.png") as shown:
+        assert shown.size == (310, 175)
+    drawn((60, 60)).save("row-read.png")
+    before = (desk / "row-read.png").read_bytes()
+    assert main(["predict", "row.png", "--show"]) == 1
+    assert "row-read.png was not written for row.png; move it" in capsys.readouterr().err
+    assert (desk / "row-read.png").read_bytes() == before
+    (desk / "row-read.png").write_text("not even a picture", encoding="utf-8")
+    with pytest.raises(DatasetError, match="move it"):
+        save_readings("row.png", [])
+
+
+def test_a_calibration_is_used_for_the_checkpoint_that_it_names(tmp_path):
+    about = {"checkpoint": "a.pth", "temperature": 0.5, "sure": 0.7, "evidence": 3.0}
+    (tmp_path / "calibration.json").write_text(json.dumps(about), encoding="utf-8")
+    assert load_calibration(tmp_path / "a.pth") == Calibration(0.5, 0.7, 3.0)
+    assert load_calibration(tmp_path / "b.pth") == Calibration()
+    assert load_calibration(tmp_path / "elsewhere" / "a.pth") == Calibration()
+    for damaged in ("{", "[]", '{"checkpoint": "a.pth"}'):
+        (tmp_path / "calibration.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(DatasetError, match=r"calibration\.json is damaged .* calibrate"):
+            load_calibration(tmp_path / "a.pth")
+
+
+# Synthetic pages, thresholds, bars
+
+
+def test_pages_are_the_same_for_the_same_seed_and_show_what_they_say(digits):
+    labels = torch.arange(10)
+    for kind in pictures_rendered.KINDS:
+        first, again, other = (list(pages(kind, 3, digits, labels, seed)) for seed in (0, 0, 1))
+        assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+        assert not all(np.array_equal(a, b) for (a, _), (b, _) in zip(first, other, strict=True))
+        assert all(p.shape[2] == 3 and p.min() >= 0 and p.max() <= 255 for p, _ in first)
+        if kind in ("blank", "noise", "scribbles"):
+            assert [t for _, t in first] == ["", "", ""]
+        else:
+            assert all(t.isdigit() != (kind == "letters") for _, t in first)
+
+
+def test_letters_and_scribbles_have_ink():
+    rng = np.random.default_rng(0)
+    for ink in (letter(rng, 60, "R"), letter(rng), scribble(rng)):
+        assert ink.max() == 1
+        assert 0.01 < ink.mean() < 0.5
+
+
+def test_the_bars_count_every_page_once(digits):
+    model = load_model(released_checkpoint())
+    table = pictures_rendered.measure(model, Calibration(0.65), digits, torch.arange(10), 4)
+    table = table.set_index("kind")
+    assert list(table.index) == list(pictures_rendered.KINDS)
+    assert (table["right"] + table["wrong"] <= table["n"]).all()
+    assert (table["confident"] <= table["wrong"]).all()
+    assert (table["right"] == table["n"])[["digits", "light", "ruled"]].all()
+    assert (table["right"][["blank", "noise", "letters", "scribbles"]] == 0).all()
+    assert table["wrong"][["blank", "noise"]].max() == 0
+
+
+def test_calibration_keeps_nearly_all_right_answers_and_fits_the_temperature(digits):
+    model, labels = load_model(released_checkpoint()), torch.arange(10)
+    found = pictures_rendered.calibrate(model, digits, labels, 6)
+    assert 0 < found.temperature < 1  # label smoothing makes it too modest
+    for drawn_page, truth in pages("digits", 12, digits, labels):
+        (reading,) = read_marks(model, find_marks(drawn_page).marks, found)
+        assert reading.answer == truth
+
+
+def test_ink_of_any_shape_comes_to_28x28():
+    for shape in [(1, 1), (1, 200), (200, 1), (3, 90), (500, 400), (20, 20)]:
+        assert to_mnist(np.ones(shape, np.float32)).shape == (28, 28)
