@@ -264,6 +264,8 @@ def do_evaluate(args: argparse.Namespace) -> int:
         checkpoint FILE ?: without it, the released checkpoint of best
         --data SOURCE: auto, mnist, sample or a folder [default: auto]
     """
+    from .runs.report import describe
+
     path = args.checkpoint or mnistlib.released_checkpoint()
     mnistlib.load_checkpoint(path)  # a bad file is refused before digits are loaded
     print(describe(path, mnistlib.load_mnist(args.data)))
@@ -394,7 +396,7 @@ def do_notebooks(args: argparse.Namespace) -> int:
     for needed in ("papermill", "ipykernel"):
         if importlib.util.find_spec(needed) is None:
             raise ConfigError(f"{needed} is not installed: pip install 'mnistlib[notebooks]'")
-    from .notebooks import execute_in_place, find_notebooks, read_value, run_notebooks
+    from .notebooks import execute_in_place, find_notebooks, read_value, run_notebooks, summarise
 
     began = time.time()
     notebooks = find_notebooks(args.names)
@@ -406,7 +408,7 @@ def do_notebooks(args: argparse.Namespace) -> int:
         return 0
     digits = mnistlib.load_mnist()
     folder = run_notebooks(notebooks, parameters, args.folder)
-    print("\n" + summarise(folder, digits, began))
+    print(f"\n{summarise(folder, digits)}\nall in      {time.time() - began:.0f} s")
     return 0
 
 
@@ -421,60 +423,6 @@ def do_report(args: argparse.Namespace) -> int:
     changed = write_report(check=args.check)
     print("README.md is " + ("not up to date" if args.check and changed else "up to date"))
     return int(args.check and changed)
-
-
-def summarise(folder: Path, digits: mnistlib.Digits, began: float) -> str:
-    """Describe a folder of executed notebooks: the trained networks and all files."""
-    folder = folder.relative_to(here) if folder.is_relative_to(here := Path.cwd()) else folder
-    note = "ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above"
-    lines, tables = [note, ""] if digits.source == "sample" else [], list[str]()
-    for path in sorted(folder.rglob("mnist_model_*.pth")):
-        lines += [describe(path, digits, tables), f"checkpoint  {path}"]
-    figures = list((folder / "figures").glob("*.png"))
-    lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
-    lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]
-    lines.append(f"all in      {time.time() - began:.0f} s")
-    return "\n\n".join(["\n".join(lines), *tables])
-
-
-def describe(checkpoint: Path, digits: mnistlib.Digits, tables: list[str] | None = None) -> str:
-    """Describe a checkpoint, evaluated on the validation images of its split and the test set.
-
-    Args:
-        checkpoint: file.
-        digits: digits with the images to evaluate on.
-        tables: list to which, if the network is the published one, a table is added that compares
-            it with the published run and the committed runs of `reference`.
-    """
-    content, model = mnistlib.load_checkpoint(checkpoint), mnistlib.load_model(checkpoint)
-    config, done = Config(**content["config"]), len(content["history"])
-    seconds = content["training"]["progress"]["seconds"]
-    lines = [
-        f"data        {digits}",
-        f"network     {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
-        f"{seconds:.0f} s on {content['versions']['device']}",
-    ]
-    seen, train_ids, ids = {}, torch.arange(0), torch.arange(0)
-    if content["source"] == digits.source:  # another may not have the run's split
-        train_ids, ids = digits.split(config.split)
-    else:
-        lines.append(f"note        no validation: trained on the source {content['source']!r}")
-    if len(ids):
-        images, labels = digits.train_images[ids], digits.train_labels[ids]
-        seen["validation"] = mnistlib.evaluate(model, images, labels)
-    if digits.test_images is not None and digits.test_labels is not None:
-        seen["test"] = mnistlib.evaluate(model, digits.test_images, digits.test_labels)
-    lines += [f"{part:12}{what}" for part, what in seen.items()]
-    if digits.test_images is None:
-        lines.append("test        none: the embedded sample has no test set")
-    if tables is not None and config.model == "reference":
-        from .runs.report import beside_published
-
-        images_seen = done * (config.epoch_images or len(train_ids))
-        title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
-        tables.append(beside_published(title, seen, images_seen, seconds))
-    return "\n".join(lines)
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:

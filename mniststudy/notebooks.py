@@ -1,4 +1,4 @@
-"""Runs notebooks with papermill: checks parameters, executes, extracts figures."""
+"""Runs notebooks with papermill: checks parameters, executes, extracts figures, summarises."""
 
 import ast
 import base64
@@ -13,8 +13,10 @@ from unittest.mock import patch
 import nbformat
 import papermill
 
-from mnistlib import Config, ConfigError, MnistlibError, configure, load_mnist
+from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
 from mnistlib.paths import outputs_folder, runs_folder, write_atomically
+
+from .runs.report import describe
 
 NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}  # types accepted for each type
 # at the default log level an interrupted kernel prints its own traceback
@@ -118,6 +120,18 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> Non
         if part.exists():
             part.replace(whole)
     extract_figures(whole, folder / "figures")
+
+
+def summarise(folder: Path, digits: Digits) -> str:
+    """Describe a folder of executed notebooks: the trained networks and all files."""
+    folder = folder.relative_to(here) if folder.is_relative_to(here := Path.cwd()) else folder
+    note = "ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above"
+    lines = [note, ""] if digits.source == "sample" else []
+    lines += [describe(path, digits, True) for path in sorted(folder.rglob("mnist_model_*.pth"))]
+    figures = list((folder / "figures").glob("*.png"))
+    lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
+    lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]
+    return "\n".join(lines)
 
 
 def extract_figures(notebook: Path, folder: Path) -> None:

@@ -1,11 +1,13 @@
-"""The tables of the README, generated from the ledger."""
+"""The tables of the README, generated from the ledger, and the description of a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from mnistlib import RECIPES, Evaluation, configure
+from mnistlib import RECIPES, Config, Digits, Evaluation, configure, evaluate
+from mnistlib.checkpoint import load_checkpoint, load_model
 from mnistlib.errors import LedgerError
 from mnistlib.paths import outputs_folder, write_atomically
 
@@ -199,6 +201,44 @@ def beside_published(
     minutes = [f"{s / 60:.1f}" for s in (rows["seconds"].median(), seconds)]
     table.append(("minutes of training", "about 10", *minutes))
     return pd.DataFrame(table).to_string(index=False, header=False)
+
+
+def describe(checkpoint: Path, digits: Digits, compare: bool = False) -> str:
+    """Describe a checkpoint, evaluated on the validation images of its split and the test set.
+
+    Args:
+        checkpoint: file.
+        digits: digits with the images to evaluate on; of another source than the checkpoint's they
+            may not have its split, so nothing is said about validation images.
+        compare: add a table beside the published run, if the network is the published one.
+    """
+    content, model = load_checkpoint(checkpoint), load_model(checkpoint)
+    config, done = Config(**content["config"]), len(content["history"])
+    seconds = content["training"]["progress"]["seconds"]
+    lines = [
+        f"data        {digits}",
+        f"network     {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
+        f"{seconds:.0f} s on {content['versions']['device']}",
+    ]
+    seen, train_ids, ids = {}, torch.arange(0), torch.arange(0)
+    if content["source"] == digits.source:
+        train_ids, ids = digits.split(config.split)
+    else:
+        lines.append(f"note        no validation: trained on the source {content['source']!r}")
+    if len(ids):
+        seen["validation"] = evaluate(model, digits.train_images[ids], digits.train_labels[ids])
+    if digits.test:
+        seen["test"] = evaluate(model, *digits.test)
+    lines += [f"{part:12}{what}" for part, what in seen.items()]
+    if not digits.test:
+        lines.append("test        none: the embedded sample has no test set")
+    lines.append(f"checkpoint  {checkpoint}")
+    if compare and config.model == "reference":
+        images = done * (config.epoch_images or len(train_ids))
+        title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
+        lines += ["", beside_published(title, seen, images, seconds), ""]
+    return "\n".join(lines)
 
 
 def summary_sentence(recipe: str, folder: Path | None = None) -> str:
