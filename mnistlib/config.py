@@ -95,7 +95,7 @@ class Config:
         """Cast each value to its field's type and check its range."""
         kinds = typing.get_type_hints(Config)
         for f in fields(Config):
-            value = _cast(f.name, getattr(self, f.name), kinds[f.name])
+            value = cast(f.name, getattr(self, f.name), kinds[f.name])
             object.__setattr__(self, f.name, value)
             check_allowed(f.name, value, f.metadata["allowed"])
         if self.focus and not self.epoch_images:
@@ -152,7 +152,7 @@ class Config:
         return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 
 
-def _cast(name: str, value: Any, kind: type) -> Any:
+def cast(name: str, value: Any, kind: type) -> Any:
     """Turn papermill's strings and floats (`"1e-2"`, `20.0`) into the field's own type."""
     kinds = {int: "a whole number", float: "a finite number", str: "a name", bool: "true or false"}
     truths = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}

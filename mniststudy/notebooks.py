@@ -1,9 +1,7 @@
 """Runs notebooks with papermill: checks parameters, executes, extracts figures, summarises."""
 
-import ast
-import base64
 import os
-import sys
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +10,14 @@ from unittest.mock import patch
 
 import nbformat
 import papermill
+from nbconvert.preprocessors import ExtractOutputPreprocessor
 
 from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
+from mnistlib.config import cast
 from mnistlib.paths import outputs_folder, runs_folder, write_atomically
 
 from .runs.report import describe
 
-NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}  # types accepted for each type
 # at the default log level an interrupted kernel prints its own traceback
 PAPERMILL: dict[str, Any] = {"kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"]}
 
@@ -39,34 +38,29 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     return chosen
 
 
-def read_value(text: str) -> Any:
-    """Read a parameter's value: null, true, false, a Python literal, else text."""
-    words = {"null": None, "true": True, "false": False}
-    try:
-        return words[text] if text in words else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with values of the types of their defaults, which must be literals.
 
+    Checked before a kernel starts: papermill itself only warns of a name that no notebook has.
 
-def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -> None:
-    """Check parameters before a kernel starts; papermill itself only warns of unknown ones.
+    Args:
+        notebooks: paths.
+        given: values by name, as text or of their own type.
 
     Raises:
-        ConfigError: no notebook has a parameter of that name, `Config` refuses its value, or the
-            notebook's default is a number and the value is not.
+        ConfigError: no notebook has a parameter of that name, or its value has another type or is
+            one that `Config` refuses.
     """
-    known: dict[str, Any] = {}
-    for path in notebooks:
-        known |= papermill.inspect_notebook(path)
-    if unknown := parameters.keys() - known.keys():
+    known = {k: v["default"] for p in notebooks for k, v in papermill.inspect_notebook(p).items()}
+    if unknown := given.keys() - known.keys():
         there = ", ".join(known) or "none"
         raise ConfigError(f"no notebook has a parameter {min(unknown)!r}; there are {there}")
-    settings = {*vars(Config()), "recipe"}
-    configure(**{k: v for k, v in parameters.items() if k in settings and v is not None})
-    for name in parameters.keys() - settings:
-        value, kind = parameters[name], type(read_value(known[name]["default"]))
-        if kind in NUMBERS and type(value) not in NUMBERS[kind]:
-            raise ConfigError(f"{name} is {value!r}, but it must be of type {kind.__name__}")
+    settings = vars(Config()).keys()
+    config = configure(**{k: v for k, v in given.items() if k in {*settings, "recipe"}})
+    return {
+        k: getattr(config, k) if k in settings else cast(k, v, type(literal_eval(known[k])))
+        for k, v in given.items()
+    }
 
 
 def run_notebooks(
@@ -78,38 +72,35 @@ def run_notebooks(
 
     Args:
         notebooks: paths.
-        parameters: values for the cells tagged `parameters`, by name.
-        folder: a folder inside `runs_folder()`; by default one named by the time.
+        parameters: values for the cells tagged `parameters`, by name, as text or of their own type.
+        folder: a folder, relative to `runs_folder()`; by default one named by the time.
 
     Raises:
-        ConfigError: a parameter is unknown or not allowed, or the folder is not inside
-            `runs_folder()` or cannot be created.
+        ConfigError: a parameter is unknown or not allowed, or the folder cannot be created.
         MnistlibError: a cell failed or its kernel died; the notebook is in the folder.
     """
-    check_parameters(notebooks, parameters)
-    top = runs_folder().resolve()
-    target = (top / (folder or f"{datetime.now():%Y%m%d_%H%M%S}")).resolve()
+    values = read_parameters(notebooks, parameters)
+    target = (runs_folder() / (folder or f"{datetime.now():%Y%m%d_%H%M%S}")).resolve()
     try:
-        if top not in target.parents:
-            raise NotADirectoryError(0, "it lies elsewhere")
         # if a folder named by the time exists, another process is using it
         target.mkdir(parents=True, exist_ok=bool(folder))
     except OSError as error:
-        what = f"{target} cannot be the folder ({error.strerror})"
-        raise ConfigError(f"{what}; name one below {top}, or set MNISTLIB_RUNS") from None
+        raise ConfigError(f"{target} cannot be a folder ({error.strerror}); name another") from None
     with patch.dict(os.environ, MNISTLIB_RUNS=str(target)):  # kernels inherit it
         for path in notebooks:
-            _execute(path, parameters, target)
+            _execute(path, values, target)
+            extract_figures(target / path.name, target / "figures")
     return target
 
 
-def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> None:
-    own = papermill.inspect_notebook(notebook)
-    given = {name: value for name, value in parameters.items() if name in own}
-    part, whole = folder / f".running-{notebook.name}", folder / notebook.name
-    print(notebook.name, file=sys.stderr)
+def _execute(notebook: Path, values: Mapping[str, Any], folder: Path) -> None:
+    own = {name: values[name] for name in papermill.inspect_notebook(notebook).keys() & values}
+    part = folder / f".running-{notebook.name}"
+    shown = {"desc": notebook.stem}
     try:
-        papermill.execute_notebook(notebook, part, given, cwd=notebook.parent, **PAPERMILL)
+        papermill.execute_notebook(
+            notebook, part, own, cwd=notebook.parent, progress_bar=shown, **PAPERMILL
+        )
     except papermill.PapermillExecutionError as error:
         ours = error.ename in {kind.__name__ for kind in MnistlibError.__subclasses__()}
         what = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
@@ -118,8 +109,7 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], folder: Path) -> Non
         raise MnistlibError(f"{notebook.name} was given up: {error}") from None
     finally:
         if part.exists():
-            part.replace(whole)
-    extract_figures(whole, folder / "figures")
+            part.replace(folder / notebook.name)
 
 
 def summarise(folder: Path, digits: Digits) -> str:
@@ -138,11 +128,10 @@ def extract_figures(notebook: Path, folder: Path) -> None:
     """Write each figure of an executed notebook to `folder` as a PNG and remove earlier ones."""
     for old in folder.glob(f"{notebook.stem}-*.png"):
         old.unlink()
-    cells = nbformat.read(notebook, as_version=4).cells
-    outputs = [output for cell in cells for output in cell.get("outputs", ())]
-    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    for number, picture in enumerate(pictures, 1):
-        write_atomically(folder / f"{notebook.stem}-{number}.png", base64.b64decode(picture))
+    extract = ExtractOutputPreprocessor(extract_output_types={"image/png"})
+    _, found = extract.preprocess(nbformat.read(notebook, as_version=4), {})
+    for number, picture in enumerate(found["outputs"].values(), 1):
+        write_atomically(folder / f"{notebook.stem}-{number}.png", picture)
 
 
 def clean_notebook(notebook: Path) -> None:
