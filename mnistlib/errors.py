@@ -19,7 +19,3 @@ class CheckpointError(MnistlibError):
 
 class TrainingError(MnistlibError):
     """Training cannot continue."""
-
-
-class LedgerError(MnistlibError):
-    """A table or record of the ledger is missing, damaged or cannot be written."""

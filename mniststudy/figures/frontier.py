@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from mnistlib import RECIPES, Config
-from mnistlib.errors import LedgerError
 from mnistlib.plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
-from ..runs.ledger import images_seen, read_results, runs_for
+from ..runs.ledger import LedgerError, images_seen, read_results, runs_for
 from ..runs.stats import mean_interval
 
 # labels that would cover something at the right of their points: offset and alignment

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnistlib import RECIPES, Config, evaluate, load_mnist, train
-from mnistlib.errors import LedgerError
 
-from .ledger import read_results, record, runs_for
+from .ledger import LedgerError, read_results, record, runs_for
 from .stats import predicted_spread
 
 

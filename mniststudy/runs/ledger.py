@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnistlib import Budget, Config, Evaluation, Run
-from mnistlib.errors import LedgerError
+from mnistlib import Budget, Config, Evaluation, MnistlibError, Run
 from mnistlib.paths import outputs_folder, runs_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -41,6 +40,10 @@ HOST_COLUMNS = (
 )  # fmt: skip
 
 Rows = list[dict[str, Any]]
+
+
+class LedgerError(MnistlibError):
+    """A table or record of the ledger is missing, damaged or cannot be written."""
 
 
 def record(

@@ -8,10 +8,9 @@ import torch
 
 from mnistlib import RECIPES, Config, Digits, Evaluation, configure, evaluate
 from mnistlib.checkpoint import load_checkpoint, load_model
-from mnistlib.errors import LedgerError
 from mnistlib.paths import outputs_folder, write_atomically
 
-from .ledger import images_seen, read_results, runs_for, whole_seconds
+from .ledger import LedgerError, images_seen, read_results, runs_for, whole_seconds
 from .stats import mean_interval
 
 BEGIN, END = "<!-- {} begin: written by `mnist report` -->", "<!-- {} end -->"

@@ -6,10 +6,9 @@ import pandas as pd
 import pytest
 
 from mnistlib import Config, evaluate, train
-from mnistlib.errors import LedgerError
 from mniststudy.cli import main
 from mniststudy.runs import sweep
-from mniststudy.runs.ledger import collect, record
+from mniststudy.runs.ledger import LedgerError, collect, record
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from mnistlib import (
     released_checkpoint,
     train,
 )
-from mnistlib.errors import LedgerError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder
 from mnistlib.spec import MEAN, STD
@@ -36,7 +35,7 @@ from mniststudy.cli import main
 from mniststudy.figures import export as study
 from mniststudy.figures.speed import example_networks
 from mniststudy.runs import report
-from mniststudy.runs.ledger import read_results
+from mniststudy.runs.ledger import LedgerError, read_results
 from mniststudy.use import formats as export_formats
 from mniststudy.use.export import export, latency, model_card
 from mniststudy.use.formats import measure, run_onnx, to_onnx, to_page

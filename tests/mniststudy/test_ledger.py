@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from mnistlib import RECIPES, Config, ConfigError, Evaluation, Run, build, train
-from mnistlib.errors import LedgerError
 from mnistlib.runtime import versions
 from mniststudy.runs import ledger, report
 from mniststudy.runs.ledger import (
@@ -22,6 +21,7 @@ from mniststudy.runs.ledger import (
     EPOCH_COLUMNS,
     MISREAD_COLUMNS,
     TABLES,
+    LedgerError,
     append_rows,
     check_ledger,
     collect,

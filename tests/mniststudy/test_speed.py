@@ -13,13 +13,13 @@ import torch
 from joblib import parallel_config
 
 from mnistlib import RECIPES, Budget, Config, build, evaluate
-from mnistlib.errors import LedgerError
 from mnistlib.paths import outputs_folder
 from mniststudy.cli import main
 from mniststudy.figures import speed
 from mniststudy.figures.speed import BASELINES, bench, curves, measures, recipe_steps
 from mniststudy.figures.speed_loop import LOOP_STEPS, LoopOptions, TutorialLoop, training_setup
 from mniststudy.runs import ledger
+from mniststudy.runs.ledger import LedgerError
 
 SMALL = Config(
     model="c8s2 r1 p full", epochs=2, batch_size=100, max_lr=0.01, dropout=0.0, ema_decay=0.9,

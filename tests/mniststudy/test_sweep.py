@@ -17,8 +17,8 @@ from faults import note, short_and_long
 from joblib import parallel_config
 
 from mnistlib import Config, TrainingError, train
-from mnistlib.errors import LedgerError
 from mniststudy.runs.ledger import (
+    LedgerError,
     finished,
     read_results,
     record,
