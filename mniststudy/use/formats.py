@@ -3,7 +3,7 @@
 import base64
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -108,26 +108,17 @@ def with_metadata(file: bytes, about: Mapping[str, Any]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def session(file: bytes) -> Any:
-    """Return an onnxruntime session for an ONNX file, on the CPU with one thread."""
+def answers_of(file: bytes) -> Callable[[Tensor], list[np.ndarray]]:
+    """Return what gives an ONNX file's logits and probabilities `(N, 10)`, on one thread.
+
+    It takes uint8 images `(N, 1, 28, 28)`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def run_session(opened: Any, images: Tensor) -> list[np.ndarray]:
-    """Return the logits and probabilities `(N, 10)` of uint8 images `(N, 1, 28, 28)`."""
-    return opened.run(None, {"pixels": images.numpy()})
-
-
-def run_onnx(file: bytes, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits and probabilities `(N, 10)` that an ONNX file gives for images."""
-    opened = session(file)
-    parts = [run_session(opened, batch) for batch in images.split(1000)]
-    logits, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return logits, probabilities
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"pixels": images.numpy()})
 
 
 def measure(file: bytes, images: Tensor, labels: Tensor, expected: np.ndarray) -> dict[str, Any]:
@@ -137,7 +128,8 @@ def measure(file: bytes, images: Tensor, labels: Tensor, expected: np.ndarray) -
         `n`, `correct`, `changed` (other digits than torch's), `largest_difference` of a
         probability, `loss` in nats, and `calibration_error` in points.
     """
-    _, seen = run_onnx(file, images)
+    answer = answers_of(file)
+    seen = np.concatenate([answer(batch)[1] for batch in images.split(1000)])
     targets, chosen = labels.numpy(), seen.argmax(1)
     loss = -np.log(seen[np.arange(len(targets)), targets].clip(1e-12)).mean()
     return {
@@ -166,7 +158,7 @@ def to_safetensors(network: nn.Module, about: Mapping[str, Any]) -> bytes:
 def to_page(network: ReferenceNet, about: Mapping[str, Any], digits: Digits) -> str:
     """Return the page to draw on, `page.html` with the network and an example of each digit."""
     firsts = ((digits.train_labels == c).nonzero()[0] for c in range(10))  # (1,) each
-    model = {key: about[key] for key in ("name", "parameters", "temperature", "sure", "evidence")}
+    model = {key: about[key] for key in ("name", "parameters", "temperature", "sure")}
     model |= {"mean": MEAN, "std": STD, "eps": network.bn1.eps}
     pictures = [_base64(digits.train_images[i].numpy()) for i in firsts]
     model["examples"] = [{"label": c, "pixels": pixels} for c, pixels in enumerate(pictures)]

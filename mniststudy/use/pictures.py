@@ -1,12 +1,12 @@
 """The command `predict` and notebook 11: from the reader's own pictures to readings."""
 
 import io
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from mnistlib import DatasetError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
+
+if TYPE_CHECKING:
+    from .calibrate import Calibration
 
 LARGEST, SIDE = 50_000_000, 1200  # pixels of a file; longer side of what is looked at
 # chosen on validation digits; ink is above NOISE times the noise, LOW of the darkest ink of the
@@ -62,18 +65,6 @@ class Page:
     """pixels of the picture for one pixel here"""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What turns logits into an answer; fitted by `mnist calibrate`."""
-
-    temperature: float = 1.0
-    """logits are divided by it"""
-    sure: float = 0.8
-    """a largest probability below it is `not sure`"""
-    evidence: float | None = None
-    """a log-sum-exp of the logits below it is `not a digit`"""
-
-
 @dataclass(frozen=True, repr=False)
 class Reading:
     """The answer to one mark."""
@@ -95,25 +86,6 @@ class Reading:
         p = max(self.probabilities)
         best = "" if self.answer.isdigit() else f"{self.probabilities.index(p)} at "
         return f"{self.answer} ({best}{100 * p:.1f} %)"
-
-
-def load_calibration(checkpoint: str | Path) -> Calibration:
-    """Return what `calibration.json` beside a checkpoint says of it, else the defaults.
-
-    Raises:
-        DatasetError: the file is damaged.
-    """
-    path = Path(checkpoint).with_name("calibration.json")
-    if not path.is_file():
-        return Calibration()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["checkpoint"] != Path(checkpoint).name:
-            return Calibration()
-        return Calibration(*(content[k] for k in ("temperature", "sure", "evidence")))
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "write it again with mnist calibrate"
-        raise DatasetError(f"{path} is damaged ({error!r}); {remedy}") from None
 
 
 def read_picture(path: str | Path) -> tuple[Page, list[str]]:
@@ -385,17 +357,18 @@ def is_digit_like(image: np.ndarray) -> bool:
     return bool(holes <= HOLES and body.sum() <= LENGTH * width)
 
 
-def read_marks(model: nn.Module, marks: Sequence[Mark], calibration: Calibration) -> list[Reading]:
+def read_marks(
+    model: nn.Module, marks: Sequence[Mark], calibration: "Calibration"
+) -> list[Reading]:
     """Let a network read marks; probabilities are softmax(logits / temperature)."""
     if not marks:
         return []
     logits = predict_logits(model, torch.stack([mark.image for mark in marks]))  # (N, 10)
     chances = (logits / calibration.temperature).softmax(1)
-    least = -math.inf if calibration.evidence is None else calibration.evidence
     readings = []
-    for mark, row, evidence in zip(marks, chances, logits.logsumexp(1).tolist(), strict=True):
+    for mark, row in zip(marks, chances, strict=True):
         answer = str(int(row.argmax())) if row.max() >= calibration.sure else "not sure"
-        if evidence < least or not is_digit_like(mark.image[0].numpy()):
+        if not is_digit_like(mark.image[0].numpy()):
             answer = "not a digit"
         readings.append(Reading(answer, row.tolist(), mark))
     return readings

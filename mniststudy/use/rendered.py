@@ -1,9 +1,8 @@
-"""Synthetic pages for notebook 11 and `calibrate`: rendered, then read, then counted."""
+"""Synthetic pages for notebook 11 and calibration: rendered, then read, then counted."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor, nn
 
-from mnistlib.evaluate import predict_logits
+from .pictures import find_marks, read_marks
 
-from ..runs.stats import fit_temperature
-from .pictures import Calibration, find_marks, read_marks
+if TYPE_CHECKING:
+    from .calibrate import Calibration
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 FONTS = ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneral",
@@ -23,7 +22,6 @@ FONTS = ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGenera
 # kinds of pages, with the share of all pages of a kind that are read
 KINDS = {"digits": 1.0, "light": 0.5, "ruled": 0.5, "several": 0.3,
          "blank": 0.25, "noise": 0.25, "letters": 0.52, "scribbles": 0.25}  # fmt: skip
-LOST = 0.002  # share of right answers that the threshold may cost
 SIZES = (40, 110, 300)  # pixels that stand for the 28 of a digit's image
 PAPER, INK = 225.0, 40.0
 
@@ -145,7 +143,7 @@ def pages(
 
 def measure(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: "Calibration",
     images: Tensor,
     labels: Tensor,
     n: int = 1000,
@@ -172,21 +170,3 @@ def measure(
             count["confident"] += any(max(r.probabilities) >= 0.9 for r in off)
         rows.append({"kind": kind, "n": total, **count})
     return pd.DataFrame(rows)
-
-
-def calibrate(model: nn.Module, images: Tensor, labels: Tensor, n: int = 1000) -> Calibration:
-    """Fit temperature and threshold of a network on images that it was not trained on.
-
-    The temperature is fitted on the images; `sure` is such that of `n` rendered digits that would
-    be right, the share `LOST` is not answered. There is no threshold on the evidence, because it
-    rejects many digits and few letters (`outputs/LOG.md`).
-    """
-    logits = predict_logits(model, images).numpy()
-    found = Calibration(round(fit_temperature(logits, labels.numpy()), 4), 0.0)
-    right = [
-        max(reading.probabilities)
-        for drawn, truth in pages("digits", n, images, labels)
-        for reading in read_marks(model, find_marks(drawn).marks, found)
-        if reading.answer == truth
-    ]
-    return replace(found, sure=math.floor(100 * float(np.quantile(right, LOST))) / 100)
