@@ -1,0 +1,112 @@
+"""The model card of an exported checkpoint; its text is `model_card.md` beside this file."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+
+from mnistlib import Budget, Config, Digits, Evaluation, load_checkpoint, load_model
+from mnistlib.config import NOT_HASHED
+
+from ..runs.ledger import read_results, runs_for
+from ..runs.report import mean_with_interval
+from .calibrate import load_calibration
+
+MEASURED = ["n", "correct", "changed", "largest_difference", "loss", "calibration_error"]
+FITTED = """Temperature and threshold were fitted on the validation images of a second network, \
+which was trained by the same recipe with images held out{}, and are used unchanged ({})."""
+OTHER_TEACHERS = ", from teachers that had not seen them either"
+
+
+def model_card(checkpoint: Path, folder: Path | None = None) -> str:
+    """Return the model card of a checkpoint.
+
+    What was measured on images is read from the metadata of the ONNX files, so the text is the
+    same wherever it is written.
+
+    Args:
+        checkpoint: file.
+        folder: that of the exported files; by default that of the checkpoint.
+    """
+    content, cost = load_checkpoint(checkpoint), Budget(load_model(checkpoint))
+    config, folder = Config(**content["config"]), folder or checkpoint.parent
+    calibration, name, usual = load_calibration(checkpoint), config.recipe, asdict(Config())
+    settings = {k: v for k, v in asdict(config).items() if v != usual[k] and k not in NOT_HASHED}
+    measured = {file: _metadata(folder / file) for file in (f"{name}.onnx", f"{name}-int8.onnx")}
+    names = (checkpoint.name, "calibration.json", *measured, f"{name}.safetensors", "draw.html")
+    fitted = "These numbers are defaults: they were not fitted."
+    if twin := calibration.twin:
+        fitted = FITTED.format(OTHER_TEACHERS if "pool" in twin else "", _listed(twin))
+    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        {"name": name, "model": config.model, "checkpoint": checkpoint.name, "seed": config.seed},
+        config_hash=content["config_hash"],
+        parameters=f"{cost.parameters:,}",
+        multiply_accumulates=f"{cost.multiply_accumulates:,}",
+        source=content["source"],
+        split=config.split,
+        settings=_listed(settings),
+        results=_results(config),
+        measured_on=measured[f"{name}.onnx"]["measured_on"],
+        measured=pd.DataFrame(measured).T[MEASURED].to_markdown(disable_numparse=True),
+        temperature=calibration.temperature,
+        sure=calibration.sure,
+        fitted=fitted,
+        robustness=_robustness(name),
+        pictures=read_results("pictures").to_markdown(index=False, intfmt=","),
+        files=_files([path for file in names if (path := folder / file).is_file()]),
+    )
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import onnx
+
+    return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+
+
+def _results(config: Config) -> str:
+    """Describe what the ledger says of a run and of its other seeds."""
+    rows = runs_for(config).dropna(subset="test_accuracy").set_index("seed")
+    if config.seed not in rows.index:
+        return "The ledger has no test results of this run."
+    run = rows.loc[config.seed]
+    n = int(run["n_test"])
+    seen = Evaluation(run["test_loss"], round(run["test_accuracy"] * n / 100), n)
+    lines = [f"Test accuracy: {seen}.", f"Test loss: {seen.loss:.4f} nats, without temperature."]
+    for images in read_results("misread").query("config_hash == @run.config_hash")["wrong"]:
+        wrong = {int(i) for i in images.split()}
+        first = sum(i < n // 2 for i in wrong)
+        lines.append(
+            f"Errors: {first} in the first half of the test images, {len(wrong) - first} in the "
+            f"second, which other writers wrote; {len(wrong - Digits.DISPUTED)} on undisputed "
+            "labels."
+        )
+    mean = mean_with_interval(rows["test_accuracy"])
+    lines.append(f"Mean test accuracy of this recipe over n = {len(rows)} seeds: {mean}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _robustness(name: str) -> str:
+    """Return the table of the recipe's network on changed test images."""
+    rows = read_results("robustness").query("recipe == @name")
+    seen = rows["severity"].map("{:g}: ".format) + rows["accuracy"].map("{:.2f}".format)
+    cases = seen.groupby(rows["case"], sort=False).agg(", ".join)
+    return cases.to_markdown(headers=["case", "severity: accuracy in percent"])
+
+
+def _files(paths: Sequence[Path]) -> str:
+    """Return the table of files, each with its size and checksum."""
+    rows = []
+    for path in paths:
+        raw = path.read_bytes()
+        rows.append((f"`{path.name}`", len(raw), f"`{hashlib.sha256(raw).hexdigest()}`"))
+    table = pd.DataFrame(rows, columns=["file", "bytes", "SHA-256"])
+    return table.to_markdown(index=False, intfmt=",")
