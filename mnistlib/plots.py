@@ -1,7 +1,7 @@
 """The figures that notebooks share, in one look. Functions draw and return nothing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
@@ -60,24 +61,51 @@ def note(
     ax.annotate(text, xy, offset, textcoords="offset points", **{"fontsize": 8, **style})
 
 
-def show_digit(ax: Axes, image: Tensor, caption: str = "") -> None:
-    """Draw one image `(1, 28, 28)` or `(28, 28)` without axes, with a caption above it."""
-    ax.imshow(image.squeeze().cpu().numpy(), cmap="gray_r")
+def show_digit(ax: Axes, image: Tensor, caption: str = "", **style: Any) -> AxesImage:
+    """Draw one image `(1, 28, 28)` or map `(H, W)` without axes, with a caption above it."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set(visible=True, color="#cccccc")
     ax.set_title(caption, fontsize=8, fontweight="normal", loc="center")
+    return ax.imshow(image.squeeze().cpu().numpy(), **{"cmap": "gray_r", **style})
 
 
-def digits(images: Tensor, labels: Tensor, title: str, captions: Sequence[str] = ()) -> None:
-    """Draw images `(N, 1, 28, 28)` in rows of ten, with their labels or captions above them."""
+def digits(
+    images: Tensor,
+    labels: Tensor,
+    title: str,
+    captions: Sequence[str] = (),
+    marked: Collection[int] = (),
+) -> None:
+    """Draw images `(N, 1, 28, 28)` in rows of ten, with their labels or captions above them.
+
+    Those whose positions are `marked` have an orange frame and caption.
+    """
     rows = math.ceil(len(images) / 10)
     captions = captions or [str(int(label)) for label in labels]
     with figure(title, size=(7, 0.25 + 0.88 * rows), nrows=rows, ncols=10) as (_, axes):
         for ax, image, caption in zip(axes, images, captions, strict=False):
             show_digit(ax, image, caption)
+        for k in marked:
+            axes[k].spines[:].set(color=VALIDATION, linewidth=2)
+            axes[k].title.set_color(VALIDATION)
         for ax in axes[len(images) :]:
             ax.axis("off")
+
+
+def heat(
+    axes: np.ndarray, images: Tensor, maps: Iterable[Tensor], label: str, captions: Iterable[str]
+) -> None:
+    """Draw digits `(N, 28, 28)`, and on each its map `(H, W)`: red above zero, blue below it.
+
+    All maps share one scale, whose bar has the label.
+    """
+    limit = max(float(one.abs().max()) for one in maps)
+    for ax, image, one, caption in zip(axes, images, maps, captions, strict=True):
+        show_digit(ax, image, caption)
+        look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "alpha": 0.7}
+        drawn = ax.imshow(one.numpy(), extent=(-0.5, 27.5, 27.5, -0.5), **look)
+    axes[0].figure.colorbar(drawn, ax=axes, pad=0.01, label=label)
 
 
 def bars(values: dict[str, float], title: str, label: str, highlight: str = "") -> None:

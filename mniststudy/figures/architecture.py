@@ -5,14 +5,14 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
 from torch import Tensor, nn
 
-from mnistlib.budget import Budget, Layer
-from mnistlib.plots import QUIET, figure, note, show_digit
+from mnistlib.budget import Budget
+from mnistlib.plots import QUIET, figure, heat, note, show_digit
 
 # the same colour for the same layer in every figure
 LAYER_COLORS = {
@@ -20,11 +20,17 @@ LAYER_COLORS = {
     "conv4": "#ffa90e", "conv5": "#e76300", "conv6": "#bd1f01",
     "pool1": "#717581", "pool2": "#717581",
 }  # fmt: skip
-# the reference network, block by block: a shortcut starts at | and is added at +
-DIAGRAM = (
-    "image conv1 bn1 ReLU | conv2 bn2 ReLU conv3 bn3 + pool1 ReLU drop1",
-    "onecross | conv4 bn4 ReLU conv5 bn5 + pool2 ReLU drop2 conv6 output",
-)
+# the reference network, block by block: a shortcut starts at | and is added at +, / ends a row
+DIAGRAM = """conv1 bn1 ReLU | conv2 bn2 ReLU conv3 bn3 + pool1 ReLU drop1 /
+    onecross | conv4 bn4 ReLU conv5 bn5 + pool2 ReLU drop2 conv6"""
+# of a block of each kind: width in inches, colour, text
+BLOCKS = {
+    "Conv2d": (0.66, "", "{name}\n{layer.kernel_size[0]}x{layer.kernel_size[1]}\n{count:,}"),
+    "BatchNorm2d": (0.22, "#d3dbe0", "BatchNorm {count}"),
+    "MaxPool2d": (0.22, "#f5dcc0", "max-pool {layer.kernel_size}x{layer.kernel_size}"),
+    "ReLU": (0.22, "#eeeeee", "ReLU"),
+    "Dropout": (0.22, "#eeeeee", "dropout"),
+}
 GAP, TALL, LINE = 0.18, 0.9, "#333333"  # between two blocks; height of a block; in inches
 
 
@@ -37,18 +43,16 @@ def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
     random state are left unchanged.
     """
     model = copy.deepcopy(model).cpu().float().train()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    means = [m.running_mean for m in norms if m.running_mean is not None]
-    before = [mean.clone() for mean in means]
-    first = second = torch.empty(0)
+    before, first, second = copy.deepcopy(model.state_dict()), torch.empty(0), torch.empty(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         # a network for other images fails each check that needs a pass
         with contextlib.suppress(RuntimeError, ValueError):
             first, second = model(images), model(images)
+    means = {name: mean for name, mean in model.named_buffers() if name.endswith("running_mean")}
     return {
         f"fewer than {limit:,} parameters": sum(p.numel() for p in model.parameters()) < limit,
-        "BatchNorm in use": any(not torch.equal(a, b) for a, b in zip(before, means, strict=True)),
+        "BatchNorm in use": any(not torch.equal(means[name], before[name]) for name in means),
         "Dropout in use": not torch.equal(first, second),
         "28x28 in, 10 out": tuple(first.shape) == (4, 10),
     }
@@ -62,60 +66,54 @@ def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
         image: `(1, 28, 28)` uint8, the digit that goes in.
         title: the finding.
     """
-    shapes = {layer.name: "x".join(map(str, layer.shape)) for layer in Budget(model).layers}
-    modules = {"ReLU": nn.ReLU(), **dict(model.named_children())}
+    kinds = ("Conv2d", "MaxPool2d")
+    shapes = {layer.name: layer.shape for layer in Budget(model).layers if layer.kind in kinds}
+    layers = {"ReLU": nn.ReLU(), **dict(model.named_children())}
     about = "in a block: kernel and number of parameters; below it: channels x height x width"
     with figure(title, about, (7, 3.5)) as (_, (ax,)):
-        for x, y, row in ((0.0, 2.3, DIAGRAM[0]), (0.05, 0.65, DIAGRAM[1])):
-            for word in row.split():
-                if word == "|":
-                    fork = x + GAP / 2
-                    continue
-                if word != "image":
-                    _arrow(ax, (x, y), (x + GAP, y))
-                    x += GAP
-                if word == "image":
-                    ax.imshow(image[0].numpy(), extent=(x, x + 0.62, y - 0.31, y + 0.31))
-                    ax.add_patch(Rectangle((x, y - 0.31), 0.62, 0.62, fill=False, color=LINE))
-                    note(ax, "1x28x28", (x + 0.31, y - 0.6), fontsize=7, ha="center")
-                    x += 0.62
-                elif word == "+":
+        x, y = 0.62, 2.3
+        ax.imshow(image[0].numpy(), extent=(0, x, y - x / 2, y + x / 2))
+        ax.add_patch(Rectangle((0, y - x / 2), x, x, fill=False, color=LINE))
+        note(ax, "1x28x28", (x / 2, y - 0.6), fontsize=7, ha="center")
+        for word in DIAGRAM.split():
+            if word == "|":
+                fork = x + GAP / 2
+            elif word == "/":
+                turn = (x, x + GAP, x + GAP, 0.05, 0.05), (y, y, 1.55, 1.55, 0.65)
+                ax.plot(*turn, color=LINE, lw=1)
+                x, y = 0.05, 0.65
+            else:
+                x = _arrow(ax, x, y)
+                if word == "+":
                     x += _draw_addition(ax, x, y, fork)
-                elif word == "output":
-                    with torch.no_grad():
-                        _draw_output(ax, x, y, model.eval()(image[None]).softmax(1)[0])
                 else:
-                    x += _draw_block(ax, x, y, word, modules[word], shapes.get(word, ""))
-            if row == DIAGRAM[0]:
-                wrap = (0.05, 0.05, x + GAP, x + GAP, x), (0.65, 1.55, 1.55, y, y)
-                ax.plot(*wrap, color=LINE, lw=1)
+                    x += _draw_block(ax, x, y, word, layers[word], shapes.get(word, ()))
+        with torch.no_grad():
+            _draw_output(ax, _arrow(ax, x, y), y, model.eval()(image[None]).softmax(1)[0])
         ax.set(xlim=(-0.02, 7), ylim=(0, 3.1), aspect="equal")
         ax.axis("off")
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+def _arrow(ax: Axes, x: float, y: float, down: float = 0) -> float:
+    """Draw an arrow to the right, or down by so much; return where the next block begins."""
     style = {"arrowstyle": "-|>", "color": LINE, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
-    ax.annotate("", end, start, arrowprops=style)
+    end = (x, y - down) if down else (x + GAP, y)
+    ax.annotate("", end, (x, y), arrowprops=style)
+    return x + GAP
 
 
-def _draw_block(ax: Axes, x: float, y: float, name: str, module: nn.Module, shape: str) -> float:
-    """Draw one layer with its left side at `x` and, if its shape is new, the shape; its width."""
-    count = sum(p.numel() for p in module.parameters())
-    wide, text, color = False, name, "#eeeeee"
-    if isinstance(module, nn.Conv2d):
-        (kernel, _), wide = module.kernel_size, True
-        text, color = f"{name}\n{kernel}x{kernel}\n{count:,}", _color(name)
-    elif isinstance(module, nn.BatchNorm2d):
-        text, color, shape = f"BatchNorm {count}", "#d3dbe0", ""
-    elif isinstance(module, nn.MaxPool2d):
-        text, color = f"max-pool {module.kernel_size}x{module.kernel_size}", "#f5dcc0"
-    elif isinstance(module, nn.Dropout):
-        text, shape = "dropout", ""
-    width, low = 0.66 if wide else 0.22, y - TALL / 2
+def _draw_block(
+    ax: Axes, x: float, y: float, name: str, layer: nn.Module, shape: tuple[int, ...]
+) -> float:
+    """Draw one layer with its left side at `x`, its output's shape below it; return its width."""
+    width, color, text = BLOCKS[type(layer).__name__]
+    low, count = y - TALL / 2, sum(p.numel() for p in layer.parameters())
+    color, ink = color or LAYER_COLORS[name], "white" if name in ("conv3", "conv6") else "black"
     ax.add_patch(Rectangle((x, low), width, TALL, facecolor=color, edgecolor=LINE, lw=0.8))
-    place: dict[str, Any] = {"fontsize": 7, "ha": "center", "rotation": 0 if wide else 90}
-    note(ax, text, (x + width / 2, y), va="center", color=_text_color(name), **place)
-    note(ax, shape, (x + width / 2, low - 0.15), fontsize=7, ha="center")
+    style: dict[str, Any] = {"fontsize": 7, "ha": "center"}
+    text, turned = text.format(name=name, layer=layer, count=count), 90 if width < 0.5 else 0
+    note(ax, text, (x + width / 2, y), va="center", rotation=turned, color=ink, **style)
+    note(ax, "x".join(map(str, shape)), (x + width / 2, low - 0.15), **style)
     return width
 
 
@@ -125,7 +123,7 @@ def _draw_addition(ax: Axes, x: float, y: float, fork: float) -> float:
     ax.add_patch(Circle((middle, y), 0.1, facecolor="white", edgecolor=LINE))
     note(ax, "+", (middle, y), fontsize=9, ha="center", va="center_baseline")
     ax.plot([fork, fork, middle], [y, top, top], color=LINE, lw=1)
-    _arrow(ax, (middle, top), (middle, y + 0.1))
+    _arrow(ax, middle, top, down=0.52)
     note(ax, "shortcut", ((fork + middle) / 2, top + 0.04), fontsize=7, ha="center")
     return 0.2
 
@@ -151,43 +149,21 @@ def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
         for ax, (field, name) in zip(axes, reversed(wider.items()), strict=True):
             show_digit(ax, image, name)
             low, high = max(13.5 - field / 2, -0.5), min(13.5 + field / 2, 27.5)
-            box, color = ((low, low), high - low, high - low), _color(name)
-            ax.add_patch(Rectangle(*box, alpha=0.25, color=color))
-            ax.add_patch(Rectangle(*box, fill=False, color=color, lw=1.5))
+            box, color = ((low, low), high - low, high - low), LAYER_COLORS[name]
+            ax.add_patch(Rectangle(*box, facecolor=(color, 0.25), edgecolor=color, lw=1.5))
             ax.set_xlabel(f"{field}x{field}" + (" (all)" if field >= 28 else ""), fontsize=7.5)
-
-
-def _color(name: str) -> str:
-    return LAYER_COLORS.get(name.split(".")[0], QUIET)
-
-
-def _text_color(name: str) -> str:
-    return "white" if name in ("conv3", "conv6") else "black"
-
-
-def _blocks(budget: Budget) -> dict[str, list[Layer]]:
-    """Group the convolutions and linear layers by their top-level names, in order."""
-    blocks: dict[str, list[Layer]] = {}
-    for layer in budget.layers:
-        if layer.multiply_accumulates:
-            blocks.setdefault(layer.name.split(".")[0], []).append(layer)
-    return blocks
 
 
 def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tensor]:
     """Return the outputs `(C, H, W)` of the named layers for one image `(1, 28, 28)`."""
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            # cloned, because a ReLU may follow that overwrites its input
-            lambda _m, _i, out, name=name: seen.update({name: out[0].detach().clone()})
-        )
-        for name in layers
-    ]
-    with torch.no_grad():
-        model.eval()(image.unsqueeze(0))
-    for hook in hooks:
-        hook.remove()
+    names, seen = {module: name for name, module in model.named_modules()}, {}
+
+    def keep(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        # cloned, because a ReLU may follow that overwrites its input
+        seen[names[module]] = output[0].clone()
+
+    with nn.modules.module.register_module_forward_hook(keep), torch.no_grad():
+        model.eval()(image[None])
     return [seen[name] for name in layers]
 
 
@@ -197,20 +173,18 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: 
     A row for each layer, with a scale of its own that is cut at the smallest value; a column for
     each of the first eight channels.
     """
-    size, about = (7, 0.5 + 0.86 * len(layers)), "the first eight channels of each layer"
+    size = (7, 0.5 + 0.86 * len(layers))
     with figure(title, "", size, nrows=len(layers), ncols=8) as (fig, axes):
-        for row, maps in enumerate(outputs(model, image, layers)):
-            own, limit = axes[8 * row : 8 * row + 8], float(maps.abs().max())
-            for ax, one in zip(own, maps.numpy(), strict=False):
-                drawn = ax.imshow(one, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                ax.set(xticks=[], yticks=[])
-                ax.grid(False)
-                ax.spines[:].set_visible(False)
-            own[0].set_ylabel(layers[row], fontsize=8)
+        rows = zip(layers, axes.reshape(-1, 8), outputs(model, image, layers), strict=True)
+        for name, own, maps in rows:
+            limit = float(maps.abs().max())
+            for ax, one in zip(own, maps, strict=False):
+                drawn = show_digit(ax, one, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            own[0].set_ylabel(name, fontsize=8)
             scale = fig.colorbar(drawn, ax=own, aspect=8, pad=0.01, label="value").ax
             scale.set_ylim(bottom=float(maps.min()))
             scale.tick_params(labelsize=7)
-        fig.supxlabel(about, fontsize=8, color="#555555")
+        fig.supxlabel("the first eight channels of each layer", fontsize=8, color="#555555")
 
 
 def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
@@ -221,54 +195,26 @@ def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
     """
     maps, logits = outputs(model, image, ["drop2", "conv6"])  # (16, 7, 7), (10, 1, 1)
     shares = (model.get_parameter("conv6.weight").detach() * maps).sum(1)  # -> (10, 7, 7)
-    assert torch.allclose(shares.sum((1, 2)), logits.flatten(), atol=1e-4)
-    limit = float(shares.abs().max())
-    with figure(title, size=(7, 3.1), nrows=2, ncols=5) as (fig, axes):
-        for c, (ax, share) in enumerate(zip(axes, shares.numpy(), strict=True)):
-            show_digit(ax, image, f"{c}: logit {float(logits[c]):.1f}")
-            look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "alpha": 0.65}
-            drawn = ax.imshow(share, extent=(-0.5, 27.5, 27.5, -0.5), **look)
+    captions = [f"{c}: logit {float(logit):.1f}" for c, logit in enumerate(logits)]
+    with figure(title, size=(7, 3.1), nrows=2, ncols=5) as (_, axes):
+        heat(axes, image.expand(10, 28, 28), shares, "contribution to the logit", captions)
         axes[int(logits.argmax())].title.set_fontweight("bold")
-        fig.colorbar(drawn, ax=axes, aspect=30, pad=0.01, label="contribution to the logit")
 
 
 def budget(counted: Budget, title: str) -> None:
-    """Draw the shares of parameters and of multiply-accumulates, one bar for each."""
-    blocks = _blocks(counted)
-    weights = {name: sum(layer.parameters for layer in own) for name, own in blocks.items()}
-    work = {n: sum(layer.multiply_accumulates for layer in own) for n, own in blocks.items()}
-    for layer in counted.layers:  # the norms
-        if layer.parameters and not layer.multiply_accumulates:
-            kind = layer.kind.removesuffix("2d")
-            weights[kind] = weights.get(kind, 0) + layer.parameters
-    with figure(title, size=(7, 3.1)) as (_, (ax,)):
-        _share_bar(ax, 0, weights)
-        _share_bar(ax, 1, work)
-        ax.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
-        ax.set(xlim=(0, 100), ylim=(1.95, -0.95), xlabel="share (%)")
-        ax.grid(False)
-
-
-def _share_bar(ax: Axes, y: int, counts: dict[str, int]) -> None:
-    """Draw one stacked bar of shares in percent; thin segments are labelled outside, by lines."""
-    left, thin = 0.0, []
-    for name, count in counts.items():
-        share = 100 * count / sum(counts.values())
-        bar = ax.barh(y, share, left=left, color=_color(name), edgecolor="white", height=0.7)
-        text = f"{name}\n{share:.1f} %"
-        if share > 6:
-            color = _text_color(name)
-            ax.bar_label(bar, [text], label_type="center", fontsize=7.5, color=color)
-        else:
-            thin.append((left + share / 2, text, _color(name)))
-        left += share
-    # labels outside the bar, at least so many per cent apart and not beyond its ends
-    room, out = 9, 1 if y else -1
-    at = np.array([max(middle, 4) for middle, *_ in thin])
-    for k in range(1, len(at)):
-        at[k] = max(at[k], at[k - 1] + room)
-    at = np.minimum(at, 97 - room * np.arange(len(at))[::-1])
-    for (middle, text, color), x in zip(thin, at, strict=True):
-        ends = (middle, x), (y + 0.35 * out, y + 0.5 * out)
-        ax.plot(*ends, color=color, lw=1.2)
-        note(ax, text, (x, y + 0.53 * out), fontsize=7, ha="center", va="top" if y else "bottom")
+    """Draw the share of each layer, all BatchNorm together, in both counts."""
+    rows = pd.DataFrame([vars(layer) for layer in counted.layers])
+    norm = rows["kind"].str.startswith("BatchNorm")
+    rows["name"] = rows["name"].str.split(".").str[0].mask(norm, "BatchNorm")
+    rows = pd.concat([rows[~norm & (rows["multiply_accumulates"] > 0)], rows[norm]])
+    counts = rows.groupby("name", sort=False)[["parameters", "multiply_accumulates"]].sum()
+    size = (7, 0.8 + 0.26 * len(counts))
+    with figure(title, "", size, ncols=2, sharex=True, sharey=True) as (_, axes):
+        for ax, (what, count) in zip(axes, counts.items(), strict=True):
+            colors = [LAYER_COLORS.get(name, QUIET) for name in count.index]
+            drawn = ax.barh(count.index, 100 * count / count.sum(), color=colors)
+            ax.bar_label(drawn, fmt=" %.1f %%", fontsize=8)
+            ax.set_xlabel(f"share of the {str(what).replace('_', '-')} (%)")
+            ax.grid(axis="y", visible=False)
+        axes[0].invert_yaxis()
+        axes[0].margins(x=0.15)
