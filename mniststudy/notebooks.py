@@ -129,7 +129,7 @@ def extract_figures(notebook: Path, folder: Path) -> None:
     for old in folder.glob(f"{notebook.stem}-*.png"):
         old.unlink()
     extract = ExtractOutputPreprocessor(extract_output_types={"image/png"})
-    _, found = extract.preprocess(nbformat.read(notebook, as_version=4), {})
+    _, found = extract.preprocess(nbformat.read(notebook, as_version=4), {"outputs": {}})
     for number, picture in enumerate(found["outputs"].values(), 1):
         write_atomically(folder / f"{notebook.stem}-{number}.png", picture)
 
