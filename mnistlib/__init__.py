@@ -18,28 +18,8 @@ from .spec import MODELS
 from .train import Run, train
 
 __all__ = [
-    "MODELS",
-    "RECIPES",
-    "Budget",
-    "CheckpointError",
-    "Config",
-    "ConfigError",
-    "DatasetError",
-    "Digits",
-    "Evaluation",
-    "MnistlibError",
-    "ReferenceNet",
-    "Run",
-    "TrainingError",
-    "augment",
-    "build",
-    "configure",
-    "evaluate",
-    "learning_rates",
-    "load_checkpoint",
-    "load_mnist",
-    "load_model",
-    "predict",
-    "released_checkpoint",
-    "train",
-]
+    "MODELS", "RECIPES", "Budget", "CheckpointError", "Config", "ConfigError", "DatasetError",
+    "Digits", "Evaluation", "MnistlibError", "ReferenceNet", "Run", "TrainingError", "augment",
+    "build", "configure", "evaluate", "learning_rates", "load_checkpoint", "load_mnist",
+    "load_model", "predict", "released_checkpoint", "train",
+]  # fmt: skip

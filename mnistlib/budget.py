@@ -1,13 +1,12 @@
 """What a network costs, layer by layer, counted before training."""
 
 import copy
-import html
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ConfigError
 
@@ -48,64 +47,39 @@ class Budget:
     """
 
     def __init__(self, model: nn.Module, image_size: int = 28, channels: int = 1) -> None:
-        self.tensors = {name: p.numel() for name, p in model.named_parameters()}
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self.parameters = sum(self.tensors.values())
+        self.parameters = sum(p.numel() for p in model.parameters())
         self.layers = _trace(model, image_size, channels)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)
         self.activation_bytes = sum(layer.activation_bytes for layer in self.layers)
         self.receptive_field = max(layer.receptive_field for layer in self.layers)
 
-    def parameter_list(self) -> str:
-        """Return the reference's first table: a line per tensor, then the total."""
-        lines = [f"{name}: {count:,} parameters" for name, count in self.tensors.items()]
-        return "\n".join([*lines, "", f"Total Trainable Parameters: {self.parameters:,}"])
+    def _table(self, **form: str) -> str:
+        """Return the table as tabulate draws it: header, a row per layer, total."""
+        from tabulate import tabulate
 
-    def layer_summary(self) -> str:
-        """Return the reference's second table: a line per layer with the shape of its weight."""
-        rule = "-" * 80
-        lines = [rule, f"{'Layer':<42}{'Output Shape':<21}{'Param #':<11}".rstrip(), rule]
-        for name, shape in self.shapes.items():
-            if name.endswith(".weight"):
-                layer = name.removesuffix(".weight")
-                count = sum(n for t, n in self.tensors.items() if t.rpartition(".")[0] == layer)
-                lines.append(f"{layer:<42}{shape!s:<21}{count:,}")
-        return "\n".join([*lines, rule, f"Total trainable parameters: {self.parameters:,}"])
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of the table: header, a row per layer, total."""
-        head = ("layer", "kind", "output", "parameters", "share", "MACs", "memory", "field")
-        rows: list[tuple[str, ...]] = [head]
         costs = (self.parameters, self.multiply_accumulates, self.activation_bytes)
-        total = Layer("total", "", (), *costs, self.receptive_field)
-        for layer in [*self.layers, total]:
+        rows = [("layer", "kind", "output", "parameters", "share", "MACs", "memory", "field")]
+        for layer in [*self.layers, Layer("total", "", (), *costs, self.receptive_field)]:
             own, macs, side = layer.parameters, layer.multiply_accumulates, layer.receptive_field
-            what = (layer.name, layer.kind, "x".join(map(str, layer.shape)))
             share = f"{100 * own / self.parameters:.1f} %" if own else ""
             counts = (f"{own:,}" if own else "", share, f"{macs:,}" if macs else "")
+            what = (layer.name, layer.kind, "x".join(map(str, layer.shape)))
             memory = f"{layer.activation_bytes / 1024:.1f} kB"
             rows.append((*what, *counts, memory, f"{side}x{side}"))
-        return rows
+        align = ["left"] * 3 + ["right"] * 5
+        return tabulate(rows, disable_numparse=True, colalign=align, **form)
 
     def __repr__(self) -> str:
         """Draw the table as text."""
-        columns = []
-        for i, cells in enumerate(zip(*self._rows(), strict=True)):
-            width = max(map(len, cells))
-            columns.append([c.ljust(width) if i < 3 else c.rjust(width) for c in cells])
-        return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+        return self._table(tablefmt="plain")
 
     def _repr_html_(self) -> str:
         """Draw the table for a notebook."""
-        lines = []
-        for i, row in enumerate(self._rows()):
-            tag, cells = "td" if i else "th", ""
-            for k, cell in enumerate(row):
-                style = f"padding:2px 10px;text-align:{'left' if k < 3 else 'right'}"
-                cells += f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
-            lines.append(f"<tr>{cells}</tr>")
-        head, *body = lines
-        return "\n".join(["<table><thead>", head, "</thead><tbody>", *body, "</tbody></table>"])
+        table = self._table(tablefmt="html", headers="firstrow")
+        for cell in ("th", "td"):  # JupyterLab would align them right
+            table = table.replace(f"<{cell}>", f'<{cell} style="text-align: left;">')
+        # without padding the columns run together outside JupyterLab
+        return table.replace('style="', 'style="padding: 2px 10px; ')
 
 
 def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
@@ -115,14 +89,14 @@ def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
     field, stride = np.ones(2, int), np.ones(2, int)  # rows, columns: in input pixels
     counted: set[nn.Module] = set()  # a layer that is called twice counts once
 
+    counter = FlopCounterMode(display=False)  # counts multiplications and additions
+
     def hook(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
-        macs, reach, step = 0, np.zeros(2, int), np.ones(2, int)
-        if isinstance(layer, nn.Conv2d):
-            macs = out.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-        elif isinstance(layer, nn.Linear):
-            macs = out.numel() * layer.in_features
+        macs = counter.get_total_flops() // 2 - sum(done.multiply_accumulates for done in layers)
+        reach, step = np.zeros(2, int), np.ones(2, int)
+        if isinstance(layer, nn.Linear):
             np.maximum(field, size, out=field)
-        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             reach = np.subtract(layer.kernel_size, 1) * np.array(getattr(layer, "dilation", 1))
             step = np.array(layer.stride)
         elif isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
@@ -139,7 +113,7 @@ def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
         if not list(layer.children()):
             layer.register_forward_hook(lambda m, x, out, name=name: hook(name, m, x[0], out))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), counter:
             model(torch.zeros(1, channels, size, size))
     except RuntimeError as error:  # the size is negative, too small for the kernels, or too large
         fault = f"image_size is {size}, but the network cannot take such images ({error})"

@@ -4,15 +4,14 @@ import hashlib
 import json
 import math
 import re
-import typing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from .data import SPLITS
 from .errors import ConfigError
 from .spec import check_model
 
 AUGMENTATIONS = ("degrees", "pixels", "scale", "shear", "elastic")
-WRITER_GROUPS = tuple(f"writers-{group}" for group in range(1, 5))
 NOT_HASHED = ("device", "threads")  # columns of their own in the ledger
 
 
@@ -79,7 +78,7 @@ class Config:
     norm_images: int = _setting(0, 0, 60_000)
     """training images, as they are, from which BatchNorm's statistics are computed anew for the
     final weights; 0: statistics are averaged like the weights"""
-    split: str = _setting("random", "random", "last", "writers", *WRITER_GROUPS, "none")
+    split: str = _setting("random", *SPLITS)
     """validation images: random or last (10,000 of 60,000), writers (about 10,000, all by writers
     who are not in the training set), writers-1 to writers-4 (the same with other writers), none
     (train on all images)"""
@@ -93,9 +92,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Cast each value to its field's type and check its range."""
-        kinds = typing.get_type_hints(Config)
         for f in fields(Config):
-            value = cast(f.name, getattr(self, f.name), kinds[f.name])
+            value = cast(f.name, getattr(self, f.name), f.type)
             object.__setattr__(self, f.name, value)
             check_allowed(f.name, value, f.metadata["allowed"])
         if self.focus and not self.epoch_images:
@@ -109,10 +107,8 @@ class Config:
         if self.pool and not re.fullmatch(r"[0-9a-f]{8}", self.pool):
             raise ConfigError(f"pool is {self.pool!r}, but it must be eight hex digits")
         if self.pool and (self.augmentation or self.label_smoothing):
-            remedy = "set augmentation and label_smoothing to 0"
-            raise ConfigError(
-                f"pool {self.pool} has augmented images and its own targets; {remedy}"
-            )
+            fault = f"pool {self.pool} has augmented images and its own targets"
+            raise ConfigError(f"{fault}; set augmentation and label_smoothing to 0")
         object.__setattr__(self, "model", " ".join(self.model.split()))
         try:
             check_model(self.model)
@@ -152,7 +148,7 @@ class Config:
         return f"{mark}{self.recipe}-{self.hash(source)}-seed{self.seed}"
 
 
-def cast(name: str, value: Any, kind: type) -> Any:
+def cast(name: str, value: Any, kind: Any) -> Any:
     """Turn papermill's strings and floats (`"1e-2"`, `20.0`) into the field's own type."""
     kinds = {int: "a whole number", float: "a finite number", str: "a name", bool: "true or false"}
     truths = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -161,12 +157,10 @@ def cast(name: str, value: Any, kind: type) -> Any:
             return truths[str(value).lower()]
         if kind is str and isinstance(value, str):
             return value.strip()
-        numeric = isinstance(value, (int, float, str)) and not isinstance(value, bool)
-        if kind in (int, float) and numeric:
-            number = float(value)
-            if math.isfinite(number) and (kind is float or number == int(number)):
-                return kind(number) + kind(0)  # turns -0.0 into 0.0, which hashes the same
-    except (KeyError, ValueError, OverflowError):
+        number = math.nan if kind is str or isinstance(value, bool) else float(value)
+        if math.isfinite(number) and kind(number) == number:
+            return kind(number) + kind(0)  # turns -0.0 into 0.0, which hashes the same
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(f"{name} is {value!r}, but it must be {kinds[kind]}")
 
@@ -187,37 +181,33 @@ _SGD: dict[str, Any] = {
     "cycle_momentum": False, "weight_decay": 5e-4, "dropout": 0.0, "label_smoothing": 0.05,
 }  # fmt: skip
 _MILD: dict[str, Any] = {"degrees": 5.0, "pixels": 0.7, "scale": 0.05, "shear": 3.0}
-_LONG: dict[str, Any] = _SGD | {
+_MEDIUM: dict[str, Any] = {"degrees": 8.0, "pixels": 1.0, "scale": 0.08, "shear": 5.0}
+_STRONG: dict[str, Any] = {
     "degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0, "elastic": 0.5,
-    "epoch_images": 15_000, "focus": 0.7, "ema_decay": 0.999, "split": "none",
 }  # fmt: skip
-_STACKED: dict[str, Any] = _SGD | {
-    "label_smoothing": 0.0, "batch_size": 120, "epoch_images": 15_000, "focus": 0.9,
-    "ema_decay": 0.999, "split": "none",
-}  # fmt: skip
-_STRONG: dict[str, Any] = {k: _LONG[k] for k in AUGMENTATIONS}
-_SMALL: dict[str, Any] = _STACKED | _MILD | {"max_lr": 0.15, "norm_images": 10_000}
+_MINED = _SGD | {"epoch_images": 15_000, "focus": 0.9, "ema_decay": 0.999}
+_FAST = _MINED | {"ema_decay": 0.995, "slices": 2}
+_LONG = _MINED | _STRONG | {"focus": 0.7, "split": "none"}
+_STACKED = _MINED | {"label_smoothing": 0.0, "batch_size": 120, "split": "none"}
+_SMALL = _STACKED | _MILD | {"max_lr": 0.15, "norm_images": 10_000}
 # 20 views of each image, answered by seeds 0 to 19 of `teacher`
-_TAUGHT: dict[str, Any] = _STACKED | {"pool": "768ab9d8", "max_lr": 0.12}
+_TAUGHT = _STACKED | {"pool": "768ab9d8", "max_lr": 0.12}
 RECIPES: dict[str, Config] = {
     # The published protocol: 391 batches of 128, no augmentation, no averaging
     "reference": Config(epochs=20, max_lr=0.01, pct_start=0.2, dropout=0.05),
     # The same network, fastest found to 99.4 %; short epochs, because hard examples are chosen anew
     # after each
     "reference-fast": Config(
-        epochs=16, epoch_images=15_000, focus=0.9, ema_decay=0.995, slices=2,
-        degrees=8.0, pixels=1.0, scale=0.08, shear=5.0,
-        **_SGD | {"max_lr": 0.15, "weight_decay": 2e-3, "label_smoothing": 0.0},
+        epochs=16,
+        **_FAST | _MEDIUM | {"max_lr": 0.15, "weight_decay": 2e-3, "label_smoothing": 0.0},
     ),
     # Fastest found to 99.4 % with any network
-    "fast": Config(
-        model="early", epochs=13, epoch_images=15_000, focus=0.9, ema_decay=0.995, slices=2,
-        **_MILD, **_SGD | {"pct_start": 0.4},
-    ),
+    "fast": Config(model="early", epochs=13, **_FAST | _MILD | {"pct_start": 0.4}),
     # Fastest found to 99.0 %
     "sprint": Config(
-        model="early", epochs=6, epoch_images=9_000, focus=0.9, ema_decay=0.98, slices=2,
-        **_MILD, **_SGD | {"pct_start": 0.4},
+        model="early",
+        epochs=6,
+        **_FAST | _MILD | {"pct_start": 0.4, "epoch_images": 9_000, "ema_decay": 0.98},
     ),
     # Label smoothing: the reference network (at 0.25 some seeds do not train), one under 20,000
     "smoothed": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
@@ -232,14 +222,11 @@ RECIPES: dict[str, Config] = {
     "best-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
     "best-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
     # Still smaller ones, on their own: teachers did not help them (notebook 07)
-    "best-3500": Config(
-        model="net-3500", epochs=100, **_SMALL | {"max_lr": 0.12, "degrees": 8.0, "pixels": 1.0,
-        "scale": 0.08, "shear": 5.0},
-    ),
+    "best-3500": Config(model="net-3500", epochs=100, **_SMALL | _MEDIUM | {"max_lr": 0.12}),
     "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
     "best-1000": Config(model="net-1000", epochs=45, **_SMALL),
     "best-697": Config(model="net-697", epochs=70, **_SMALL),
-}  # fmt: skip
+}
 
 
 DEFAULT_RECIPE = "reference-fast"

@@ -6,14 +6,10 @@ import hashlib
 import io
 import math
 import os
-import re
-import shutil
-import socket
-import sys
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +29,10 @@ FILES = {
 WRITERS_FILE = "qmnist-train-labels-idx2-int"
 WRITERS_SHA256 = "bb1b6e1ec7b04fd5696f1ed50b5f58f8ef195118edd5c93c81783df9740b8ac5"
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+# who offers them, gzipped; torchvision asks the same servers
+MNIST_URLS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+QMNIST_URL = "https://raw.githubusercontent.com/facebookresearch/qmnist/master/"
+SPLITS = ("random", "last", "writers", "writers-1", "writers-2", "writers-3", "writers-4", "none")
 SPLIT_SEED = 0  # the same validation images for every run, so that seeds can be paired
 WRITER_DRAWS = 200  # random orders that the split by writers tries
 LARGEST = 50_000_000  # most bytes that are unzipped
@@ -81,21 +81,20 @@ class Digits:
             DatasetError: the kind is `writers` or one like it, but the writers are unknown.
             ValueError: the kind is unknown.
         """
+        if kind not in SPLITS:
+            raise ValueError(f"there is no split {kind!r}; choose one of {', '.join(SPLITS)}")
         n = len(self.train_labels)
         held_out = n // 6 if self.source == "mnist" else n // 5
         order = torch.arange(n)
         if kind == "none":
             return order, order[:0]
-        if found := re.fullmatch(r"writers(?:-([1-4]))?", kind):
-            return split_by_writer(self.writers(), SPLIT_SEED + int(found[1] or 0))
+        if kind.startswith("writers"):
+            return split_by_writer(self.writers(), SPLIT_SEED + int(kind[8:] or 0))
         if kind == "random":
             order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
             if self.source == "sample":  # in turn by class: any ten in a row have one of each
                 by_class = [order[self.train_labels[order] == c] for c in range(10)]
                 order = torch.stack(by_class, dim=1).flatten()  # (500, 10) -> (5000,)
-        elif kind != "last":
-            known = "random, last, writers, writers-1 to writers-4 or none"
-            raise ValueError(f"there is no split {kind!r}; choose {known}")
         return order[: n - held_out], order[n - held_out :]
 
     def writers(self) -> Tensor:
@@ -112,8 +111,8 @@ class Digits:
         path = self.folder and _find(self.folder, WRITERS_FILE)
         path = path or _find(cache_folder(), WRITERS_FILE)
         if path is None:
-            _download("QMNIST")
-            path = _find(cache_folder(), WRITERS_FILE) or cache_folder()
+            _download("QMNIST", {WRITERS_FILE: WRITERS_SHA256}, QMNIST_URL)
+            path = cache_folder() / WRITERS_FILE
         table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three are used
         writers = torch.from_numpy(table[:, :3].astype(np.int64))
         if not torch.equal(writers[:, 0], self.train_labels.long()):
@@ -176,7 +175,7 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     with contextlib.suppress(DatasetError):  # missing or damaged: download it
         return _read_folder(cache_folder())
     try:
-        _download("MNIST")
+        _download("MNIST", FILES, *MNIST_URLS)
         return _read_folder(cache_folder())
     except DatasetError as error:
         if source == "mnist":
@@ -192,27 +191,31 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "mnistlib"
 
 
-def _download(name: str) -> None:
-    """Download `MNIST` or `QMNIST` into the cache with torchvision, or give up a silent server.
+def _download(title: str, files: Mapping[str, str], *servers: str) -> None:
+    """Download files, named with their SHA-256, into the cache from the first server that can.
 
     Raises:
-        DatasetError: the download failed.
+        DatasetError: no server has them, or the cache cannot be written to.
     """
-    usual = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENT)
-    print(f"Downloading {name} (11 MB)", file=sys.stderr, flush=True)
-    try:
-        import torchvision
+    import pooch
 
-        shutil.rmtree(cache_folder() / name, ignore_errors=True)  # torchvision keeps damaged files
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each mirror
-            getattr(torchvision.datasets, name)(str(cache_folder()), download=True)
-    except (OSError, RuntimeError, HTTPException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        remedy = "set MNISTLIB_DATA to a folder with the files"
-        raise DatasetError(f"{name} cannot be downloaded ({reason}); {remedy}") from None
-    finally:
-        socket.setdefaulttimeout(usual)
+    def fetch(url: str, path: str, _: object) -> None:
+        archive = io.BytesIO()
+        pooch.HTTPDownloader(progressbar=True, timeout=SILENT)(url, archive, None)
+        archive.seek(0)
+        Path(path).write_bytes(gzip.GzipFile(fileobj=archive).read(LARGEST))
+
+    reasons = []
+    for server in servers:
+        try:
+            for name, sha256 in files.items():  # pooch keeps those that are there and whole
+                url = f"{server}{name}.gz"
+                pooch.retrieve(url, sha256, name, cache_folder(), downloader=fetch)
+            return
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            reasons.append(str(error))
+    fault = f"{title} cannot be downloaded ({'; '.join(reasons)})"
+    raise DatasetError(f"{fault}; set MNISTLIB_DATA to a folder with the files")
 
 
 def _read_folder(folder: Path) -> Digits:

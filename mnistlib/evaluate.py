@@ -43,10 +43,8 @@ class Evaluation:
     def __repr__(self) -> str:
         """Give accuracy and interval in a sentence."""
         low, high = self.interval
-        return (
-            f"{self.accuracy:.2f} % of {self.n:,} images correct "
-            f"(95 % interval {low:.2f} to {high:.2f})"
-        )
+        share = f"{self.accuracy:.2f} % of {self.n:,} images correct"
+        return f"{share} (95 % interval {low:.2f} to {high:.2f})"
 
 
 def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor:

@@ -8,8 +8,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -17,17 +15,17 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from . import Config, Run, augment
+from .train import Run
 
 STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, REFERENCE, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
 
 
-def log_axis(axis: Axis) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+def log_axis(axis: Axis, marks: Sequence[int] = (1, 2, 5)) -> None:
+    """Make an axis logarithmic, with plain numbers at some digits of each decade."""
     side = "x" if axis is axis.axes.xaxis else "y"
     axis.axes.set(**{f"{side}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=marks))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
 
@@ -108,25 +106,6 @@ def heat(
     axes[0].figure.colorbar(drawn, ax=axes, pad=0.01, label=label)
 
 
-def bars(values: dict[str, float], title: str, label: str, highlight: str = "") -> None:
-    """Draw named values as horizontal bars with their numbers; one may be highlighted."""
-    with figure(title, size=(7, 0.7 + 0.32 * len(values))) as (_, (ax,)):
-        colors = [VALIDATION if name == highlight else TRAIN for name in values]
-        drawn = ax.barh(list(values), list(values.values()), color=colors, height=0.65)
-        ax.bar_label(drawn, [f" {value:,.0f}" for value in values.values()], fontsize=8)
-        ax.invert_yaxis()
-        ax.set(xlabel=label, xlim=(0, 1.12 * max(values.values())))
-        ax.grid(axis="y", visible=False)
-
-
-def augmentation(image: Tensor, config: Config, title: str, n: int = 19, seed: int = 0) -> None:
-    """Draw an image `(1, 28, 28)` uint8 and `n` random augmentations of it by a Config."""
-    generator = torch.Generator().manual_seed(seed)
-    original = image.float().unsqueeze(0) / 255
-    drawn = augment(original.expand(n, 1, 28, 28), **config.augmentation, generator=generator)
-    digits(torch.cat([original, drawn]), torch.zeros(n + 1), title, ["original", *[""] * n])
-
-
 def onecycle(run: Run, title: str) -> None:
     """Draw learning rate, loss and validation error of a Run on one axis of steps."""
     steps, warm = len(run.curve["lr"]), int(np.argmax(run.curve["lr"]))
@@ -136,8 +115,9 @@ def onecycle(run: Run, title: str) -> None:
     x, y = zip(*sorted(points.items()), strict=True)
     logs = np.pad(np.log(np.maximum(run.curve["loss"], 1e-12)), (24, 0), mode="edge")
     smooth = np.exp(np.convolve(logs, np.full(25, 1 / 25), mode="valid"))  # geometric mean
-    where = "validation images" + (" of the embedded sample" if run.source == "sample" else "")
-    with figure(title, _about(run), size=(7, 5), nrows=3, sharex=True) as (_, axes):
+    where = " of the embedded sample" if run.source == "sample" else ""
+    about = f"recipe {run.config.recipe}, {run.parameters:,} parameters, seed {run.config.seed}"
+    with figure(title, about, size=(7, 5), nrows=3, sharex=True) as (_, axes):
         rate, loss, error = axes
         rate.plot(run.curve["lr"], color="#832db6")
         loss.plot(run.curve["loss"], color=TRAIN, lw=0.4, alpha=0.4)
@@ -146,7 +126,8 @@ def onecycle(run: Run, title: str) -> None:
         error.plot(x, y, "o-", ms=3.5, color=VALIDATION)
         note(error, f"{y[-1]:.2f} %", (x[-1], y[-1]), (0, 6), ha="right", color=VALIDATION)
         log_axis(error.yaxis)
-        error.set_title(f"n = {run.n_val:,} {where}", fontsize=8, fontweight="normal")
+        about = f"n = {run.n_val:,} validation images{where}"
+        error.set_title(about, fontsize=8, fontweight="normal")
         error.set(xlabel="step", xlim=(0, steps))
         labels = ("learning rate", "training loss", "validation error (%)")
         for ax, label in zip(axes, labels, strict=True):
@@ -156,62 +137,6 @@ def onecycle(run: Run, title: str) -> None:
         for start, word in ((0, "warm-up"), (warm, "annealing")):
             place = ("data", "axes fraction")
             note(rate, word, (start + steps / 100, 0.06), xycoords=place, color="#555555")
-
-
-def _about(run: Run) -> str:
-    on = " on the embedded sample" if run.source == "sample" else ""
-    return f"recipe {run.config.recipe}, {run.parameters:,} parameters, seed {run.config.seed}{on}"
-
-
-def convergence(run: Run, title: str = "") -> None:
-    """Draw training and validation loss and error of a Run over its epochs."""
-    title = title or f"{run.config.model}: {len(run.history)} epochs"
-    rows, mark = pd.DataFrame(run.history), "o-" if len(run.history) < 6 else "-"
-    with figure(title, _about(run), size=(7, 3.6), ncols=2) as (_, (loss, error)):
-        for part, name, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
-            loss.plot(rows["epoch"], rows[f"{part}_loss"], mark, ms=3, color=color, label=name)
-            error.plot(rows["epoch"], 100 - rows[f"{part}_acc"], mark, ms=3, color=color)
-        loss.legend()
-        last, best = 100 - rows["val_acc"].iloc[-1], 100 - rows["val_acc"].max()
-        error.axhline(last, color=VALIDATION, lw=0.8)
-        error.axhline(best, color=VALIDATION, lw=0.8, ls="--")
-        text = f"last epoch {last:.2f} %,\nbest epoch {best:.2f} % (dashed)"
-        corner = (0.97, 0.97)
-        note(error, text, corner, xycoords="axes fraction", color=VALIDATION, ha="right", va="top")
-        for ax, label in ((loss, "loss (nats)"), (error, "error (%)")):
-            ax.set(ylabel=label, xlabel="epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            log_axis(ax.yaxis)
-
-
-def lines(
-    x: Sequence[float],
-    curves: dict[str, Sequence[float]],
-    title: str,
-    labels: tuple[str, str],
-    *,
-    log: bool = False,
-    subtitle: str = "",
-) -> None:
-    """Draw named curves over the same `x`, each labelled at its end.
-
-    Args:
-        x: shared; a curve may be shorter.
-        curves: values by name.
-        title: the finding.
-        labels: of the x and the y axis.
-        log: make the y axis logarithmic.
-        subtitle: what is shown, with n.
-    """
-    with figure(title, subtitle, size=(7, 2.9)) as (_, (ax,)):
-        for name, values in curves.items():
-            (line,) = ax.plot(x[: len(values)], values, "o-" if len(values) < 30 else "-", ms=3)
-            style = {"color": line.get_color(), "va": "center", "annotation_clip": False}
-            note(ax, f" {name}", (x[len(values) - 1], values[-1]), **style)
-        ax.set(xlabel=labels[0], ylabel=labels[1])
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if log:
-            log_axis(ax.yaxis)
 
 
 def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:

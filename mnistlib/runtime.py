@@ -79,10 +79,9 @@ def stop_on_signal() -> Iterator[list[int]]:
     alone gets signals, or for a signal that the process was started to ignore.
     """
     caught: list[int] = []
-    usual: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        usual = {k: v for k, v in known.items() if v not in (signal.SIG_IGN, None)}
+    here = threading.current_thread() is threading.main_thread()
+    known: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    usual = {n: v for n, v in known.items() if here and v not in (signal.SIG_IGN, None)}
 
     def hook(number: int, frame: object) -> None:
         caught.append(number)
