@@ -7,43 +7,22 @@ is fitted on the validation images of the twin is used for both.
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from mnistlib import (
-    CheckpointError,
-    Config,
-    ConfigError,
-    load_checkpoint,
-    load_mnist,
-    load_model,
-    released_checkpoint,
-)
+import mnistlib
+from mnistlib import CheckpointError, Config, ConfigError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
 
 from ..runs.stats import fit_temperature
 from . import rendered
-from .pictures import find_marks, read_marks
+from .pictures import Calibration, find_marks, read_marks
 
 LOST = 0.002  # share of right answers that the threshold may cost
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What turns logits into an answer."""
-
-    temperature: float = 1.0
-    """logits are divided by it"""
-    sure: float = 0.8
-    """a largest probability below it is `not sure`"""
-    twin: Mapping[str, Any] | None = field(default=None, repr=False)
-    """the run on whose validation images both were fitted; None: they are these defaults"""
 
 
 def load_calibration(checkpoint: str | Path) -> Calibration:
@@ -79,8 +58,9 @@ def calibrate_released(
         CheckpointError: a checkpoint is missing or damaged.
         ConfigError: the twin has no validation images here, or its settings are others.
     """
-    path = Path(checkpoint or released_checkpoint())
-    taught, content, digits = load_checkpoint(twin), load_checkpoint(path), load_mnist()
+    path = Path(checkpoint or mnistlib.released_checkpoint())
+    taught, content = mnistlib.load_checkpoint(twin), mnistlib.load_checkpoint(path)
+    digits, model = mnistlib.load_mnist(), mnistlib.load_model(twin)
     config, released = Config(**taught["config"]), Config(**content["config"])
     if taught["source"] != digits.source or config.split == "none":
         fault = f"was trained on {taught['source']!r} with split {config.split!r}"
@@ -91,16 +71,18 @@ def calibrate_released(
     if replace(config, **{k: getattr(released, k) for k in may_differ}) != released:
         raise ConfigError(f"{twin} is no twin of {path}: their settings differ; train another")
     ids = digits.split(config.split)[1]
-    about = {"config_hash": config.hash(taught["source"]), "split": config.split}
-    about |= {"seed": config.seed, "n": len(ids)} | ({"pool": config.pool} if config.pool else {})
-    fitted = calibrate(load_model(twin), digits.train_images[ids], digits.train_labels[ids])
+    about: dict[str, object] = {"config_hash": config.hash(taught["source"])}
+    about |= {"split": config.split, "seed": config.seed, "n": len(ids)}
+    if config.pool:
+        about["pool"] = config.pool
+    fitted = calibrate(model, digits.train_images[ids], digits.train_labels[ids])
     found = replace(fitted, twin=about)
     whose = {"checkpoint": path.name, "config_hash": released.hash(content["source"])}
     text = json.dumps(whose | asdict(found), indent=1) + "\n"
     write_atomically(path.with_name("calibration.json"), text.encode())
     print(f"{path.with_name('calibration.json')}: {found}")
     if measure and digits.test is not None:
-        counts = rendered.measure(load_model(path), found, *digits.test)
+        counts = rendered.measure(mnistlib.load_model(path), found, *digits.test)
         table = counts.to_csv(index=False).encode()
         write_atomically(outputs_folder() / "results" / "pictures.csv", table)
         print(counts.to_string(index=False))

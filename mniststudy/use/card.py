@@ -43,18 +43,15 @@ def model_card(checkpoint: Path, folder: Path | None = None) -> str:
         fitted = FITTED.format(OTHER_TEACHERS if "pool" in twin else "", _listed(twin))
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return Template(text).substitute(
-        {"name": name, "model": config.model, "checkpoint": checkpoint.name, "seed": config.seed},
-        config_hash=content["config_hash"],
+        content | asdict(config) | asdict(calibration),
+        name=name,
+        checkpoint=checkpoint.name,
         parameters=f"{cost.parameters:,}",
         multiply_accumulates=f"{cost.multiply_accumulates:,}",
-        source=content["source"],
-        split=config.split,
         settings=_listed(settings),
         results=_results(config),
         measured_on=measured[f"{name}.onnx"]["measured_on"],
         measured=pd.DataFrame(measured).T[MEASURED].to_markdown(disable_numparse=True),
-        temperature=calibration.temperature,
-        sure=calibration.sure,
         fitted=fitted,
         robustness=_robustness(name),
         pictures=read_results("pictures").to_markdown(index=False, intfmt=","),
@@ -74,14 +71,14 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _results(config: Config) -> str:
     """Describe what the ledger says of a run and of its other seeds."""
-    rows = runs_for(config).dropna(subset="test_accuracy").set_index("seed")
-    if config.seed not in rows.index:
+    rows = runs_for(config).dropna(subset="test_accuracy")
+    own = rows[rows["seed"] == config.seed].to_dict("records")
+    if not own:
         return "The ledger has no test results of this run."
-    run = rows.loc[config.seed]
-    n = int(run["n_test"])
+    run, n = own[0], int(own[0]["n_test"])
     seen = Evaluation(run["test_loss"], round(run["test_accuracy"] * n / 100), n)
     lines = [f"Test accuracy: {seen}.", f"Test loss: {seen.loss:.4f} nats, without temperature."]
-    for images in read_results("misread").query("config_hash == @run.config_hash")["wrong"]:
+    for images in read_results("misread").query(f"config_hash == {run['config_hash']!r}")["wrong"]:
         wrong = {int(i) for i in images.split()}
         first = sum(i < n // 2 for i in wrong)
         lines.append(

@@ -2,14 +2,7 @@
 
 from pathlib import Path
 
-from mnistlib import (
-    CheckpointError,
-    Config,
-    Digits,
-    ReferenceNet,
-    load_checkpoint,
-    load_model,
-)
+from mnistlib import CheckpointError, Config, Digits, ReferenceNet, load_checkpoint, load_model
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
 

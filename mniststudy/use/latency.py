@@ -1,15 +1,16 @@
 """How fast answers come, for the README: torch and onnxruntime, one image and a thousand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
 from timeit import Timer
+from typing import Any
 
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnistlib import Budget, load_mnist, load_model, released_checkpoint
 from mnistlib.paths import runs_folder
@@ -50,22 +51,17 @@ def latency(
         "go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "threads": 1, "device": "cpu",
         "torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "commit": commit(),
     }  # fmt: skip
-    jobs = []
+    jobs: list[tuple[dict[str, Any], Callable[[Tensor], object]]] = []
     for name, network in networks.items():
         cost, plain = Budget(network), formats.to_onnx(network, 1.0)
-        about = session | {
-            "network": name,
-            "parameters": cost.parameters,
-            "multiply_accumulates": cost.multiply_accumulates,
-        }
+        about = {key: getattr(cost, key) for key in ("parameters", "multiply_accumulates")}
+        about |= session | {"network": name, "runtime": "torch"}
         answer = torch.inference_mode()(formats.Answer(network, 1.0).eval().forward)
-        jobs.append((about | {"runtime": "torch"}, answer))
-        for runtime, file in {
-            "onnxruntime": plain,
-            "onnxruntime int8": formats.to_int8(plain, images),
-        }.items():
-            about |= {"runtime": runtime, "bytes": len(file)}
-            jobs.append((about.copy(), formats.answers_of(file)))
+        jobs.append((about, answer))
+        integers = formats.to_int8(plain, images)
+        for runtime, file in (("onnxruntime", plain), ("onnxruntime int8", integers)):
+            row = about | {"runtime": runtime, "bytes": len(file)}
+            jobs.append((row, formats.answers_of(file)))
     thousand = images[:1].repeat(1000, 1, 1, 1)
     for repetition, (about, answer), batch in product(range(repetitions), jobs, (1, 1000)):
         answer(thousand[:batch])  # the first call prepares

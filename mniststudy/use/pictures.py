@@ -3,23 +3,22 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from mnistlib import DatasetError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
-
-if TYPE_CHECKING:
-    from .calibrate import Calibration
 
 LARGEST, SIDE = 50_000_000, 1200  # pixels of a file; longer side of what is looked at
 # chosen on validation digits; ink is above NOISE times the noise, LOW of the darkest ink of the
@@ -51,18 +50,28 @@ class Page:
 
     pixels: np.ndarray
     """the picture upright, `(H, W, 3)` float from 0 to 255"""
-    paper: np.ndarray
-    """estimate of the paper without ink, `(H, W, 3)`"""
     ink: np.ndarray
     """difference from the paper in the direction of the ink's colour, `(H, W)` from 0 to 1"""
     mask: np.ndarray
     """where there is ink, without ruled lines and specks, `(H, W)` bool"""
-    marks: list[Mark]
+    marks: Sequence[Mark] = ()
     """by rows from the top, each from the left"""
-    reason: str
+    reason: str = ""
     """why there are no marks, if there are none"""
     scale: int = 1
     """pixels of the picture for one pixel here"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns logits into an answer."""
+
+    temperature: float = 1.0
+    """logits are divided by it"""
+    sure: float = 0.8
+    """a largest probability below it is `not sure`"""
+    twin: Mapping[str, Any] | None = field(default=None, repr=False)
+    """the run on whose validation images both were fitted; None: they are these defaults"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,26 +105,21 @@ def read_picture(path: str | Path) -> tuple[Page, list[str]]:
     Raises:
         DatasetError: the file is no picture, or too large.
     """
-    notes: list[str] = []
-    remedy = "give a PNG or JPEG"
     path = Path(path)
-    if not path.is_file():  # a pipe would wait for ever
-        why = "it is a folder or a device, not a file" if path.exists() else "there is no such file"
-        raise DatasetError(f"{path} cannot be read: {why}; {remedy}")
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise OSError("it is a folder or a device" if path.exists() else "no such file")
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             if file.width * file.height > LARGEST:
-                raise DatasetError(f"{path} has over 50 million pixels; make it smaller")
-            if (frames := getattr(file, "n_frames", 1)) > 1:
-                notes.append(f"only the first of {frames} frames is used")
+                raise OSError("it is too large")
+            frames = getattr(file, "n_frames", 1)
             picture = ImageOps.exif_transpose(file)  # photos are often stored sideways
             scale = math.ceil(max(picture.size) / SIDE)
             pixels = _as_rgb(picture, scale)
-    except DatasetError:
-        raise
     except Exception as error:  # each format's decoder fails in its own way
-        why = "the file is empty" if path.stat().st_size == 0 else str(error)
-        raise DatasetError(f"{path} cannot be read as a picture ({why}); {remedy}") from None
+        remedy = "give a PNG or JPEG of at most 50 million pixels"
+        raise DatasetError(f"{path} cannot be read as a picture ({error}); {remedy}") from None
+    notes = [f"only the first of {frames} frames is used"] if frames > 1 else []
     return replace(find_marks(pixels), scale=scale), notes
 
 
@@ -125,14 +129,11 @@ def _as_rgb(picture: Image.Image, step: int) -> np.ndarray:
         values = np.nan_to_num(np.asarray(picture, np.float32), posinf=0, neginf=0)
         values = (values - values.min()) / max(float(np.ptp(values)), 1e-9) * 255
         picture = Image.fromarray(values.astype(np.uint8))
-    picture = picture.convert("RGBA").reduce(step)
-    rgba = np.asarray(picture, np.float32)
+    rgba = np.asarray(picture.convert("RGBA").reduce(step), np.float32)
     colour, opaque = rgba[..., :3], rgba[..., 3:] / 255
-    ground: np.ndarray = np.full(3, 255.0)
-    if opaque.min() < 1 and opaque.max() > 0:
-        seen = (colour * opaque).sum((0, 1)) / opaque.sum()  # mean visible colour, (3,)
-        # few pixels are ink, which must differ from what is put behind it; many are the paper
-        ground = seen if opaque.mean() > 0.5 else np.full(3, 0.0 if seen.mean() > 127 else 255.0)
+    seen = (colour * opaque).sum((0, 1)) / max(opaque.sum(), 1e-9)  # mean visible colour, (3,)
+    # few pixels are ink, which must differ from what is put behind it; many are the paper
+    ground = seen if opaque.mean() > 0.5 else np.full(3, 0.0 if seen.mean() > 127 else 255.0)
     return (colour * opaque + ground * (1 - opaque)).astype(np.float32)
 
 
@@ -151,26 +152,26 @@ def find_marks(pixels: np.ndarray) -> Page:
     smooth = ndimage.gaussian_filter(signed, min(1.0, max(height, width) / 400))
     noise = 1.4826 * float(np.median(np.abs(smooth)))
     top = float(smooth.max())
-    nothing = np.zeros((height, width), bool)
     ink = (signed / max(top, 1.0)).clip(0, 1)
+    page = Page(pixels, ink, mask=np.zeros((height, width), bool))
     if top < max(NOISE * noise, 10):
-        return Page(pixels, paper, ink, nothing, [], "nothing stands out from the paper")
+        return replace(page, reason="nothing stands out from the paper")
     mimic = _as_it_is(pixels, colour)
     if mimic is not None:
         mark = Mark((0, 0, 28, 28), mimic / 255, torch.from_numpy(mimic)[None])
-        return Page(pixels, paper, ink, mimic > 127, [mark], "")
+        return replace(page, mask=mimic > 127, marks=[mark])
     faint = smooth > max(LOW / 2 * top, 5 * noise)  # faint lines must not look broken
     mask = without_lines(without_lines(faint).T).T & (smooth > LOW * top)
     labels, n = ndimage.label(mask, EIGHT)
     peaks = ndimage.maximum(smooth, labels, np.arange(n + 1))
     mask &= smooth > EDGE * peaks[labels]  # faint ink beside dark ink is no stroke
-    labels, n = ndimage.label(mask, EIGHT)
-    groups = _group(labels, n)
-    if not 0 < len(groups) <= 100:
-        why = f"{len(groups)} separate marks" if groups else "all marks are tiny or reach the edge"
-        return Page(pixels, paper, ink, nothing, [], why)
-    marks = [_mark(ink, np.isin(labels, group)) for group in groups]
-    return Page(pixels, paper, ink, np.isin(labels, np.concatenate(groups)), _in_rows(marks), "")
+    groups = _group(ndimage.label(mask, EIGHT)[0])
+    places = [(k, place) for k, place in enumerate(ndimage.find_objects(groups), 1) if place]
+    if not 0 < len(places) <= 100:
+        why = f"{len(places)} separate marks" if places else "all marks are tiny or reach the edge"
+        return replace(page, reason=why)
+    marks = [_mark(ink[place], groups[place] == k, place) for k, place in places]
+    return replace(page, mask=groups > 0, marks=_in_rows(marks))
 
 
 def _as_it_is(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
@@ -205,10 +206,8 @@ def estimate_paper(pixels: np.ndarray) -> np.ndarray:
 
 def _resize(values: np.ndarray, shape: tuple[int, int], way: Image.Resampling) -> np.ndarray:
     """Resample each plane of `(H, W, C)` float32 to another height and width."""
-    planes = [
-        Image.fromarray(values[..., c]).resize(shape[::-1], way) for c in range(values.shape[2])
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], axis=2)
+    planes = (Image.fromarray(plane) for plane in np.moveaxis(values, 2, 0))
+    return np.dstack([np.asarray(plane.resize(shape[::-1], way)) for plane in planes])
 
 
 def without_lines(mask: np.ndarray) -> np.ndarray:
@@ -218,69 +217,65 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
     """
     height, width = mask.shape
     columns = np.linspace(0, width - 1, min(width, 120)).astype(int)
-    slopes = np.arange(-SLOPE, SLOPE, 3 / width)
     for _ in range(4 if height > 28 else 0):  # lines of a photo are not quite parallel
         thicker = ndimage.binary_dilation(mask[:, columns], np.ones((3, 1), bool))
-        best, rows = -1.0, np.zeros(0)
-        for slope in slopes:
-            y = np.arange(height)[:, None] + np.rint(slope * (columns - width / 2)).astype(int)
+        sharpest, covered, steepest = -1.0, np.zeros(0), 0.0
+        for slope in np.arange(-SLOPE, SLOPE, 3 / width):
+            y = _rows_along(height, slope * (columns - width / 2))
             within = (y >= 0) & (y < height)
-            covered = (np.take_along_axis(thicker, y.clip(0, height - 1), 0) & within).sum(1)
-            covered = covered / within.sum(1).clip(0.3 * len(columns))  # (height,) from 0 to 1
-            if (sharp := float((covered**8).sum())) > best:
-                best, rows, steepest = sharp, covered > ACROSS, slope
-        ends = np.flatnonzero(np.diff(np.pad(rows.astype(int), 1))).reshape(-1, 2)
-        thick = {int(a): int(b - a) for a, b in ends if b - a < 4 + height / 40}
-        if not thick:
+            share = (np.take_along_axis(thicker, y.clip(0, height - 1), 0) & within).sum(1)
+            share = share / within.sum(1).clip(0.3 * len(columns))  # (height,) from 0 to 1
+            if (sharp := float((share**8).sum())) > sharpest:
+                sharpest, covered, steepest = sharp, share, slope
+        lines, n = ndimage.label(covered > ACROSS)
+        thick = np.bincount(lines, minlength=n + 1)  # of each line; of the rest at 0
+        thin = 1 + np.flatnonzero(thick[1:] < 4 + height / 40)
+        if not thin.size:
             break
-        band = np.zeros(height, bool)
-        for a, t in thick.items():
-            band[max(0, a - 1) : a + t + 1] = True
-        y = np.arange(height)[:, None] - np.rint(steepest * (np.arange(width) - width / 2)).astype(
-            int
-        )
-        strokes = ndimage.binary_opening(mask, np.ones((max(thick.values()) + 1, 1), bool))
-        mask = mask & (strokes | ~band[y.clip(0, height - 1)])
+        band = ndimage.binary_dilation(np.isin(lines, thin))
+        y = _rows_along(height, -steepest * (np.arange(width) - width / 2)).clip(0, height - 1)
+        strokes = ndimage.binary_opening(mask, np.ones((thick[thin].max() + 1, 1), bool))
+        mask = mask & (strokes | ~band[y])
     return mask
 
 
-def _group(labels: np.ndarray, n: int) -> list[list[int]]:
-    """Group the components 1 to n of a labelled page into marks, without specks and frames."""
+def _rows_along(height: int, shift: np.ndarray) -> np.ndarray:
+    """Return the rows `(height, W)` that each row meets where it is shifted so in each column."""
+    return np.arange(height)[:, None] + np.rint(shift).astype(int)
+
+
+def _boxes(labels: np.ndarray) -> np.ndarray:
+    """Return left, top, right and bottom of each component of a labelled page, `(n, 4)`."""
     places = ndimage.find_objects(labels)
-    box = np.array([(x.start, y.start, x.stop, y.stop) for y, x in places]).reshape(-1, 4)
-    size = (box[:, 2:] - box[:, :2]).astype(float)  # (n, 2): width, height
-    extent = size.max(1)
-    keep = extent >= 6
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in places]).reshape(-1, 4)
+
+
+def _group(labels: np.ndarray) -> np.ndarray:
+    """Group the components of a labelled page `(H, W)` into marks, without specks and frames.
+
+    Returns:
+        The page with a number for each mark, `(H, W)`; not all numbers are used.
+    """
+    box = _boxes(labels)
+    extent = (box[:, 2:] - box[:, :2]).max(1)  # the longer side
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    contact = np.bincount(edge, minlength=n + 1)[1:]
-    keep &= contact < 0.3 * min(labels.shape)  # a desk beside the paper, not a digit
+    contact = np.bincount(edge, minlength=len(box) + 1)[1:]
+    # a desk beside the paper is no digit
+    keep = (extent >= 6) & (contact < 0.3 * min(labels.shape))
     for i in np.flatnonzero(keep):  # a frame is thin and has something inside
         inside = (box[:, :2] > box[i, :2]).all(1) & (box[:, 2:] < box[i, 2:]).all(1)
-        if (extent[inside & keep] >= 0.3 * extent[i]).any() and _is_frame(
-            labels[places[i]] == i + 1
-        ):
-            keep[i] = False
-    if not keep.any() or keep.sum() > 300:
-        return [[int(i)] for i in np.flatnonzero(keep)]
-    group = np.arange(n)
-    for i in np.flatnonzero(keep):
-        for j in np.flatnonzero(keep[:i]):
-            big = max(extent[i], extent[j])
-            gap = np.maximum(box[i, :2], box[j, :2]) - np.minimum(box[i, 2:], box[j, 2:])
-            over, near = -gap / np.minimum(size[i], size[j]), gap / big
-            piece = min(size[i, 1], size[j, 1]) < 0.6 * max(size[i, 1], size[j, 1])
-            if (over[0] > (0.3 if piece else 0.5) and near[1] < (0.3 if piece else 0.1)) or (
-                piece and near.max() < 0.1
-            ):
-                group[group == group[i]] = group[j]
-    members = [np.flatnonzero(keep & (group == g)) for g in np.unique(group[keep])]
-    sides = [box[m, 2:].max(0) - box[m, :2].min(0) for m in members]
-    least = max(8, 0.3 * max(max(side) for side in sides))
-    return [
-        [int(k) + 1 for k in m]
-        for m, side in zip(members, sides, strict=True)
-        if max(side) >= least and side[1] >= 0.3 * side[0]  # no speck, no dash
-    ]
+        left, top, right, bottom = box[i]
+        full = (extent[inside & keep] >= 0.3 * extent[i]).any()
+        keep[i] = not (full and _is_frame(labels[top:bottom, left:right] == i + 1))
+    number = np.zeros(len(box) + 1, int)
+    number[1:][keep] = 1 + (np.arange(keep.sum()) if keep.sum() > 300 else _joined(box[keep]))
+    groups = number[labels]
+    box = _boxes(groups)
+    width, height = (box[:, 2:] - box[:, :2]).T
+    longer = np.maximum(width, height)
+    small = (longer < max(8, 0.3 * longer.max(initial=0))) | (height < 0.3 * width)  # speck, dash
+    groups[np.isin(groups, 1 + np.flatnonzero(small))] = 0
+    return groups
 
 
 def _is_frame(own: np.ndarray) -> bool:
@@ -290,12 +285,24 @@ def _is_frame(own: np.ndarray) -> bool:
     return bool(inner.sum() < 0.15 * own.sum())
 
 
-def _mark(ink: np.ndarray, own: np.ndarray) -> Mark:
-    """Cut a mark, given as a mask `(H, W)`, from the ink."""
-    rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
-    place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    crop = ink[place] * ndimage.binary_dilation(own, EIGHT)[place]
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+def _joined(box: np.ndarray) -> np.ndarray:
+    """Return for each box `(n, 4)` the number of its mark, from 0: pieces of a digit are joined."""
+    low, high = box[:, :2], box[:, 2:]
+    width, height = (high - low).T
+    longer = np.maximum(width, height)
+    gap = np.maximum(low[:, None], low) - np.minimum(high[:, None], high)  # (n, n, 2)
+    over = -gap[..., 0] / np.minimum.outer(width, width)
+    near = gap / np.maximum.outer(longer, longer)[..., None]
+    piece = np.minimum.outer(height, height) < 0.6 * np.maximum.outer(height, height)
+    above = (over > np.where(piece, 0.3, 0.5)) & (near[..., 1] < np.where(piece, 0.3, 0.1))
+    return connected_components(above | piece & (near.max(2) < 0.1))[1]
+
+
+def _mark(ink: np.ndarray, own: np.ndarray, place: tuple[slice, ...]) -> Mark:
+    """Cut a mark, given as a mask `(h, w)`, from the ink at its place."""
+    crop = ink * ndimage.binary_dilation(own, EIGHT)
+    rows, columns = place
+    box = (columns.start, rows.start, columns.stop, rows.stop)
     return Mark(box, crop, torch.from_numpy(to_mnist(crop))[None])
 
 
@@ -306,34 +313,29 @@ def to_mnist(crop: np.ndarray) -> np.ndarray:
     (Y. LeCun et al., Proc. IEEE 86 (1998) 2278-2324). Hairlines are thickened before, and the
     contrast is restored after.
     """
-    zoom = 20 / max(crop.shape)
-    body = crop > 0.5 * crop.max()
-    # the mean distance to the edge is a quarter of a stroke's width
-    thin = STROKE / zoom - 4 * float(
-        ndimage.distance_transform_edt(np.pad(body, 1)).sum() / body.sum()
-    )
+    thin = STROKE * max(crop.shape) / 20 - _stroke_width(crop > 0.5 * crop.max())
     if thin > 1:
         extra = math.ceil(thin / 2)
-        crop = ndimage.grey_dilation(np.pad(crop, extra), footprint=_disc(extra))
-        zoom = 20 / max(crop.shape)
+        v, u = np.ogrid[-extra : extra + 1, -extra : extra + 1]
+        disc = u * u + v * v <= extra * extra + 1
+        crop = ndimage.grey_dilation(np.pad(crop, extra), footprint=disc)
+    zoom = 20 / max(crop.shape)
     height, width = (max(1, round(side * zoom)) for side in crop.shape)
-    way = Image.Resampling.BOX if zoom < 1 else Image.Resampling.BILINEAR
+    way = BOX if zoom < 1 else Image.Resampling.BILINEAR
     small = np.asarray(Image.fromarray(crop.astype(np.float32)).resize((width, height), way))
     small = small / np.quantile(small[small > 0.3 * small.max()], 0.8)
     small = (small.clip(0, 1) * 255).round().astype(np.uint8)
-    y, x = ndimage.center_of_mass(small)
-    down, right = (
-        min(max(round(13.5 - y), 0), 28 - height),
-        min(max(round(13.5 - x), 0), 28 - width),
-    )
+    y, x = (round(13.5 - middle) for middle in ndimage.center_of_mass(small))
+    down, right = min(max(y, 0), 28 - height), min(max(x, 0), 28 - width)
     out = np.zeros((28, 28), np.uint8)
     out[down : down + height, right : right + width] = small
     return out
 
 
-def _disc(radius: int) -> np.ndarray:
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius + 1
+def _stroke_width(body: np.ndarray) -> float:
+    """Return the mean width of the strokes of a mask: four times the mean distance to the edge."""
+    distance = ndimage.distance_transform_edt(np.pad(body, 1))
+    return 4 * float(distance.sum()) / max(int(body.sum()), 1)
 
 
 def _in_rows(marks: list[Mark]) -> list[Mark]:
@@ -350,11 +352,10 @@ def _in_rows(marks: list[Mark]) -> list[Mark]:
 
 def is_digit_like(image: np.ndarray) -> bool:
     """Whether an image `(28, 28)` uint8 has no more holes and strokes than a digit can have."""
-    body = np.pad(image > 127, 1)
+    body = image > 127
     labels, _ = ndimage.label(~np.pad(image >= 100, 1))
     holes = (np.bincount(labels[labels > 0]) > 7).sum() - 1  # beside the outside
-    width = 4 * ndimage.distance_transform_edt(body).sum() / max(body.sum(), 1)
-    return bool(holes <= HOLES and body.sum() <= LENGTH * width)
+    return bool(holes <= HOLES and body.sum() <= LENGTH * _stroke_width(body))
 
 
 def read_marks(
@@ -364,13 +365,12 @@ def read_marks(
     if not marks:
         return []
     logits = predict_logits(model, torch.stack([mark.image for mark in marks]))  # (N, 10)
-    chances = (logits / calibration.temperature).softmax(1)
     readings = []
-    for mark, row in zip(marks, chances, strict=True):
-        answer = str(int(row.argmax())) if row.max() >= calibration.sure else "not sure"
+    for mark, chances in zip(marks, (logits / calibration.temperature).softmax(1), strict=True):
+        answer = str(int(chances.argmax())) if chances.max() >= calibration.sure else "not sure"
         if not is_digit_like(mark.image[0].numpy()):
             answer = "not a digit"
-        readings.append(Reading(answer, row.tolist(), mark))
+        readings.append(Reading(answer, chances.tolist(), mark))
     return readings
 
 
@@ -381,28 +381,29 @@ def save_readings(path: str | Path, readings: Sequence[Reading]) -> Path:
         DatasetError: a file of that name is not by this function, or the folder is read-only.
     """
     path = Path(path)
-    shown = path.with_name(f"{path.stem}-read.png")
-    if shown.exists():
-        try:
-            with Image.open(shown) as old:
-                ours = old.info.get("Source") == OURS + path.name
-        except OSError:
-            ours = False
-        if not ours:
-            raise DatasetError(f"{shown} was not written for {path.name}; move it, then try again")
-    canvas = Image.new("L", (max(1, len(readings)) * 150 + 10, 175), 255)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    for k, reading in enumerate(readings):
-        image = Image.fromarray(255 - reading.mark.image[0].numpy()).resize((140, 140))
-        canvas.paste(image, (150 * k + 10, 5))
-        draw.text((150 * k + 80, 160), str(reading), 0, font, anchor="mm")
-    if not readings:
-        draw.text((80, 80), "not a digit", 0, font, anchor="mm")
-    about, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
-    about.add_text("Source", OURS + path.name)
-    canvas.save(buffer, "PNG", pnginfo=about)
+    shown, source = path.with_name(f"{path.stem}-read.png"), OURS + path.name
+    if shown.exists() and _source(shown) != source:
+        raise DatasetError(f"{shown} was not written for {path.name}; move it, then try again")
+    figure = Figure((1.5 * max(1, len(readings)), 1.75), layout="constrained")
+    axes = figure.subplots(1, max(1, len(readings)), squeeze=False)[0]
+    axes[0].set_title("not a digit", fontsize=9)
+    for ax, reading in zip(axes, readings, strict=bool(readings)):
+        ax.imshow(reading.mark.image[0], cmap="gray_r")
+        ax.set_title(str(reading), fontsize=9)
+    for ax in axes:
+        ax.axis("off")
+    figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Source": source})
     try:
         write_atomically(shown, buffer.getvalue())
     except OSError as error:
         raise DatasetError(f"{shown} cannot be written ({error.strerror})") from None
     return shown
+
+
+def _source(path: Path) -> object:
+    """Return what a picture file was written for, as it says itself; None if it says nothing."""
+    try:
+        with Image.open(path) as file:
+            return file.info.get("Source")
+    except OSError:
+        return None

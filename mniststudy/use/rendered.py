@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -11,10 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor, nn
 
-from .pictures import find_marks, read_marks
-
-if TYPE_CHECKING:
-    from .calibrate import Calibration
+from .pictures import Calibration, find_marks, read_marks
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 FONTS = ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneral",
@@ -24,14 +20,14 @@ KINDS = {"digits": 1.0, "light": 0.5, "ruled": 0.5, "several": 0.3,
          "blank": 0.25, "noise": 0.25, "letters": 0.52, "scribbles": 0.25}  # fmt: skip
 SIZES = (40, 110, 300)  # pixels that stand for the 28 of a digit's image
 PAPER, INK = 225.0, 40.0
+BICUBIC = Image.Resampling.BICUBIC
 
 
 def stroke(image: Tensor | np.ndarray, size: int, degrees: float = 0.0) -> np.ndarray:
     """Enlarge a digit `(1, 28, 28)` uint8 to ink `(size, size)` from 0 to 1 with sharp edges."""
-    large = Image.fromarray(np.asarray(image).reshape(28, 28)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    values = np.asarray(large.rotate(degrees, Image.Resampling.BICUBIC), np.float32) / 255
+    large = Image.fromarray(np.asarray(image).reshape(28, 28))
+    large = large.resize((size, size), BICUBIC).rotate(degrees, BICUBIC)
+    values = np.asarray(large, np.float32) / 255
     sharp = 0.5 + (values - 0.5) * max(1.0, size / 56)  # edges one or two pixels wide
     return sharp.clip(0, 1)
 
@@ -57,9 +53,8 @@ def page(
     """
     s = inks[0].shape[0] if inks else 200
     n = max(1, len(inks))
-    height, width = (
-        max(80, round(s * k)) for k in (rng.uniform(1.5, 2.5), n * rng.uniform(1.2, 2))
-    )
+    height = max(80, round(s * rng.uniform(1.5, 2.5)))
+    width = max(80, round(s * n * rng.uniform(1.2, 2)))
     cover = np.zeros((height, width), np.float32)
     x, base = 0, rng.uniform(0.1, 0.9) * (height - s)
     for k, ink in enumerate(inks):
@@ -83,14 +78,13 @@ def page(
     return np.repeat(values.clip(0, 255).round()[..., None], 3, axis=2).astype(np.float32)
 
 
-def letter(rng: np.random.Generator, size: int = 110, character: str = "") -> np.ndarray:
+def letter(rng: np.random.Generator, size: int, character: str) -> np.ndarray:
     """Render a letter in one of matplotlib's fonts as ink `(size, size)`."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     font = ImageFont.truetype(folder / f"{rng.choice(FONTS)}.ttf", 0.75 * size)
     picture = Image.new("L", (size, size))
-    character = character or str(rng.choice(list(LETTERS)))
     ImageDraw.Draw(picture).text((size / 2, size / 2), character, 255, font, anchor="mm")
-    picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC)
+    picture = picture.rotate(rng.uniform(-10, 10), BICUBIC)
     return np.asarray(picture, np.float32) / 255
 
 
@@ -128,26 +122,19 @@ def pages(
         elif kind == "scribbles":
             yield page([scribble(rng, size)], rng), ""
         else:
-            several, ruled = (
-                kind == "several",
-                kind == "ruled" or (kind == "several" and i % 2 == 1),
-            )
+            several, odd = kind == "several", i % 2 == 1
             k = int(rng.integers(2, 7)) if several else 1
             size = min(size, 110) if several else size
             ids = order[np.arange(i * k, (i + 1) * k) % len(order)]
             inks = [stroke(images[j], size, rng.uniform(-10, 10)) for j in ids]
-            light, white = 0.5 if kind == "light" else 0.0, kind == "digits" and i % 2 == 1
+            light, ruled = 0.5 * (kind == "light"), kind == "ruled" or (several and odd)
+            white = kind == "digits" and odd
             drawn = page(inks, rng, light=light, ruled=ruled, white_on_black=white)
             yield drawn, "".join(str(int(labels[j])) for j in ids)
 
 
 def measure(
-    model: nn.Module,
-    calibration: "Calibration",
-    images: Tensor,
-    labels: Tensor,
-    n: int = 1000,
-    seed: int = 1,
+    model: nn.Module, calibration: Calibration, images: Tensor, labels: Tensor, n: int = 1000
 ) -> pd.DataFrame:
     """Read about `n` synthetic pages of each kind and count the answers, one row for each kind.
 
@@ -157,16 +144,15 @@ def measure(
     """
     rows = []
     for kind, share in KINDS.items():
-        total = round(share * n)
-        count = dict.fromkeys(("right", "wrong", "confident"), 0)
-        for drawn, truth in pages(kind, total, images, labels, seed):
+        for drawn, truth in pages(kind, round(share * n), images, labels, seed=1):
             readings = read_marks(model, find_marks(drawn).marks, calibration)
-            said = [r.answer for r in readings]
-            same = len(said) == len(truth) and truth.isdigit()
-            off = [r for k, r in enumerate(readings) if r.answer.isdigit()
-                   and not (same and r.answer == truth[k])]  # fmt: skip
-            count["right"] += truth.isdigit() and said == list(truth)
-            count["wrong"] += bool(off)
-            count["confident"] += any(max(r.probabilities) >= 0.9 for r in off)
-        rows.append({"kind": kind, "n": total, **count})
-    return pd.DataFrame(rows)
+            said, digits = [r.answer for r in readings], list(truth) if truth.isdigit() else []
+            expected = digits if len(digits) == len(said) else [""] * len(said)
+            off = [
+                max(reading.probabilities)
+                for reading, digit in zip(readings, expected, strict=True)
+                if reading.answer.isdigit() and reading.answer != digit
+            ]
+            row = {"kind": kind, "n": 1, "right": bool(digits) and said == digits}
+            rows.append(row | {"wrong": bool(off), "confident": max(off, default=0) >= 0.9})
+    return pd.DataFrame(rows).groupby("kind", sort=False).sum().astype(int).reset_index()
