@@ -18,8 +18,6 @@ from mnistlib import CheckpointError, Config, ConfigError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
 
-from ..runs.stats import fit_temperature
-from . import rendered
 from .pictures import Calibration, find_marks, read_marks
 
 LOST = 0.002  # share of right answers that the threshold may cost
@@ -82,6 +80,8 @@ def calibrate_released(
     write_atomically(path.with_name("calibration.json"), text.encode())
     print(f"{path.with_name('calibration.json')}: {found}")
     if measure and digits.test is not None:
+        from . import rendered
+
         counts = rendered.measure(mnistlib.load_model(path), found, *digits.test)
         table = counts.to_csv(index=False).encode()
         write_atomically(outputs_folder() / "results" / "pictures.csv", table)
@@ -95,6 +95,9 @@ def calibrate(model: nn.Module, images: Tensor, labels: Tensor, n: int = 1000) -
     The temperature is fitted on the images; `sure` is such that of `n` rendered digits that would
     be right, the share `LOST` is not answered.
     """
+    from ..runs.stats import fit_temperature  # here, so that `predict` starts fast
+    from . import rendered
+
     logits = predict_logits(model, images).numpy()
     found = Calibration(round(fit_temperature(logits, labels.numpy()), 4), sure=0.0)
     right = [
