@@ -36,23 +36,20 @@ class Audit:
 
     def __repr__(self) -> str:
         """List the values compared and the verdict."""
-        lines = [
-            f"{k:14} {a:11.6f} in the ledger, {b:11.6f} now" for k, (a, b) in self.figures.items()
-        ]
+        lines = [self.name]
+        for column, (there, now) in self.figures.items():
+            lines.append(f"{column:14} {there:11.6f} in the ledger, {now:11.6f} now")
+        if self.equal:
+            return "\n".join([*lines, "equal to the last digit"])
         why = "but" if self.same_ground else "because torch or the machine differs;"
-        verdict = (
+        lines.append(
             f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
             f"{self.tolerance:.2f} points, four standard deviations of a difference of two seeds"
         )
-        return "\n".join([self.name, *lines, "equal to the last digit" if self.equal else verdict])
+        return "\n".join(lines)
 
 
-def audit(
-    folder: Path | None = None,
-    recipe: str | None = None,
-    minutes: float = 10.0,
-    pick: int | None = None,
-) -> Audit:
+def audit(folder: Path | None = None, recipe: str | None = None, minutes: float = 10.0) -> Audit:
     """Choose a committed run at random, train it again and compare.
 
     With the same machine and torch all values should be equal, unless the code has changed its
@@ -63,24 +60,22 @@ def audit(
         folder: the ledger's folder; by default that of the committed ledger.
         recipe: only runs of this recipe as it is now, or the run with this config hash.
         minutes: only runs that took no longer.
-        pick: seed of the random choice; None: a new choice each time.
 
     Raises:
         ConfigError: the run was trained on a pool that is not here.
         LedgerError: there is no ledger, or no such run in it.
     """
     runs = read_results(folder=folder)
-    usable = runs["source"] == "mnist"
-    usable &= (runs["device"] == "cpu") | bool(recipe)  # trained again on the CPU in any case
-    usable &= (runs["n_val"] > 0) | runs["n_test"].notna()  # else there is no accuracy to compare
-    usable &= runs["seconds"] <= 60 * minutes
     if recipe in RECIPES:
-        usable &= runs["config_hash"].isin(runs_for(RECIPES[recipe], folder)["config_hash"])
+        runs = runs_for(RECIPES[recipe], folder)
     elif recipe:
-        usable &= runs["config_hash"] == recipe
-    if not usable.any():
+        runs = runs[runs["config_hash"] == recipe]
+    # without an accuracy there is nothing to compare; it is trained again on the CPU in any case
+    usable = "source == 'mnist' and seconds <= 60 * @minutes and (n_val > 0 or n_test > 0)"
+    runs = runs.query(usable if recipe else f"{usable} and device == 'cpu'")
+    if runs.empty:
         raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
-    row = runs[usable].sample(random_state=pick).iloc[0]
+    row = runs.sample().iloc[0]
     config = replace(Config(**json.loads(row["config"])), threads=0, device="cpu")
     name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
     was = f"{row['seconds']:.0f} s on a {row['device']} device at commit {row['commit']}"

@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from mnistlib import Budget, Config, Evaluation, MnistlibError, Run
 from mnistlib.paths import outputs_folder, runs_folder, write_atomically
@@ -33,6 +36,13 @@ MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
 POOL_COLUMNS = ("pool", "source", "split", "views", "augmentation", "teachers")
 # in the order of writing: a run in `runs` must already be complete in the others
 TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
+# The columns of text of all tables; the rest are numbers. A hash such as 528686e9 or 12345678 would
+# be read as one, so rows with text in another column are not written
+TEXT = frozenset((
+    "recipe", "config_hash", "source", "split", "model", "device", "torch", "python", "platform",
+    "commit", "finished", "config", "pool", "augmentation", "teachers", "go", "kind", "name",
+    "base", "network", "runtime", "onnxruntime", "fault", "what", "how", "case",
+))  # fmt: skip
 # columns that may differ between the same run in another process or on another machine
 HOST_COLUMNS = (
     "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
@@ -103,8 +113,10 @@ def record(
     }
     # JSON has no nan: null means not measured
     content = json.loads(json.dumps(content), parse_constant=lambda nan: None)
-    path = (folder or runs_folder()) / run.config.run_name(run.source) / "run.json"
-    _write(path, json.dumps(content, indent=1))
+    folder = folder or runs_folder()
+    path = folder / run.config.run_name(run.source) / "run.json"
+    with _writing(folder):
+        write_atomically(path, json.dumps(content, indent=1).encode())
     return content["row"]
 
 
@@ -113,18 +125,17 @@ def collect(folder: Path | None = None) -> None:
 
     Existing rows keep their order and text; new ones follow in the order in which their runs
     finished. If table and record both have a run, the table counts, except that a record with test
-    results replaces a row without them. Records are not removed, so the next call finds all runs,
-    whatever other processes write meanwhile.
+    results replaces a row without them. Records are not removed.
 
     Raises:
         LedgerError: a table or a record is damaged, or the folder cannot be written to.
     """
     folder = folder or runs_folder()
-    for name, rows in _with_records(folder).items():
-        path = folder / f"{name}.csv"
-        old, new = (_text(TABLES[name], table) for table in (_read_table(path), rows))
-        if sorted(old.splitlines()) != sorted(new.splitlines()):
-            _write(path, new)
+    with _writing(folder):
+        for name, rows in _with_records(folder).items():
+            path = folder / f"{name}.csv"
+            if rows != _read_table(path):
+                write_atomically(path, _text(TABLES[name], rows).encode())
 
 
 def check_ledger(folder: Path | None = None) -> None:
@@ -134,9 +145,8 @@ def check_ledger(folder: Path | None = None) -> None:
         LedgerError: a table or a record is damaged, or the folder cannot be written to.
     """
     folder = folder or runs_folder()
-    _write(folder / ".writable", "")
-    (folder / ".writable").unlink(missing_ok=True)  # another process may have removed it
-    _with_records(folder)
+    with _writing(folder):
+        _with_records(folder)
 
 
 def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, int]]:
@@ -152,10 +162,19 @@ def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, i
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a table that is not collected from records; a missing one is created.
 
+    Any number of processes may append to a table at the same time.
+
     Raises:
         LedgerError: the file has other columns, is no table, or cannot be written.
+        ValueError: there is text in a column that would be read as numbers.
     """
-    _write(path, _text(columns, [*_read_table(path, columns), *rows]))
+    rows = list(rows)
+    odd = {key for row in rows for key, value in row.items() if isinstance(value, str)} - TEXT
+    if odd & {*columns}:
+        raise ValueError(f"{sorted(odd)} hold text; add them to `TEXT` of the ledger")
+    with _writing(path.parent):
+        text = _text(columns, [*_read_table(path, columns), *rows])
+        write_atomically(path, text.encode())
 
 
 def record_pool(pool: Path, folder: Path | None = None) -> None:
@@ -188,13 +207,14 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
     """
     import pandas as pd  # here, because training one network does not need it
 
-    path = (folder or outputs_folder() / "results") / f"{name}.csv"
-    known = name in TABLES
-    rows = _with_records(path.parent, ("runs", name))[name] if known else _read_table(path)
+    folder = folder or outputs_folder() / "results"
+    path, known = folder / f"{name}.csv", name in TABLES
+    rows = _with_records(folder, ("runs", name))[name] if known else _read_table(path)
     if not rows:
         raise LedgerError(f"{path} is not there or has no rows; name a folder that holds a ledger")
-    text = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
-    return pd.read_csv(text, dtype={"config_hash": str, "commit": str})
+    table = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
+    text = dict.fromkeys(TEXT | {"wrong"} if name == "misread" else TEXT, str)
+    return pd.read_csv(table, dtype=text, keep_default_na=False, na_values=["", "nan"])
 
 
 def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
@@ -298,8 +318,7 @@ def _read_record(path: Path) -> dict[str, Rows]:
         found = {"runs": [row], "history": content["history"], "misread": []}
         if wrong is not None:
             found["misread"] = [row | {"n": row["n_test"], "wrong": " ".join(map(str, wrong))}]
-        epochs = ({*epoch} == {*EPOCH_COLUMNS} for epoch in content["history"])
-        if {*row} == {*COLUMNS} and isinstance(row["seed"], int) and all(epochs):
+        if all({*row} >= {*TABLES[name]} for name in TABLES for row in found[name]):
             return found
     except (OSError, ValueError, LookupError, TypeError):
         pass
@@ -314,14 +333,17 @@ def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file of the ledger atomically.
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold the lock of a ledger's folder: what is read here stays so until it is written.
 
     Raises:
-        LedgerError: it cannot be written.
+        LedgerError: the folder cannot be written to.
     """
     try:
-        write_atomically(path, text.encode())
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
     except OSError as error:
-        fault = f"{path.parent} cannot be the folder of a ledger ({error.strerror})"
+        fault = f"{folder} cannot be the folder of a ledger ({error.strerror})"
         raise LedgerError(f"{fault}; free space there or name another one") from None

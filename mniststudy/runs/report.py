@@ -1,7 +1,8 @@
 """The tables of the README, generated from the ledger, and the description of a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,37 +15,26 @@ from .ledger import LedgerError, images_seen, read_results, runs_for, whole_seco
 from .stats import mean_interval
 
 BEGIN, END = "<!-- {} begin: written by `mnist report` -->", "<!-- {} end -->"
+ON_TEST = ("test accuracy, mean [95 %]", "test loss", "seeds")
 
 
 def headline(folder: Path | None = None) -> str:
     """Return the README's table of results on the test set from the committed ledger."""
-    lines = [
-        "| recipe | parameters | test accuracy, mean [95 %] | test loss | seeds | seconds |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
     timed = speed_ratios(folder).groupby("name")["seconds"].median()
-    shown = "reference", "reference-fast", "fast", "teacher", "best", "best-20k"
-    for recipe in shown:
+    table = []
+    for recipe in ("reference", "reference-fast", "fast", "teacher", "best", "best-20k"):
         rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
         if rows.empty:
             continue
         name = "conventional" if recipe == "reference" else recipe
         seconds = timed.get(name, rows["seconds"].median())
-        lines.append(
-            f"| `{recipe}` | {rows['parameters'].iloc[0]:,} | "
-            f"{mean_with_interval(rows['test_accuracy'])} | {rows['test_loss'].mean():.3f} | "
-            f"{len(rows)} | {'GPU' if (rows['device'] == 'cuda').all() else f'{seconds:.0f}'} |"
-        )
-    return "\n".join(lines)
+        spent = "GPU" if (rows["device"] == "cuda").all() else f"{seconds:.0f}"
+        table.append((f"`{recipe}`", f"{rows['parameters'].iloc[0]:,}", *_on_test(rows), spent))
+    return markdown("lrrrrr", ("recipe", "parameters", *ON_TEST, "seconds"), table)
 
 
 def leaderboard(folder: Path | None = None) -> str:
     """Return the README's leaderboard: recipes with a released checkpoint, and public claims."""
-    lines = [
-        "| parameters | test accuracy, mean [95 %] | test loss | seeds | multiply-accumulates | "
-        "images seen | entry |",
-        "|---:|---:|---:|---:|---:|---:|---|",
-    ]
     entries: list[tuple[int, float, tuple[str, ...]]] = []
     for recipe in RECIPES:
         released = any((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
@@ -52,19 +42,16 @@ def leaderboard(folder: Path | None = None) -> str:
         if rows.empty or not released:
             continue
         first = rows.iloc[0]
-        cells = (
-            mean_with_interval(rows["test_accuracy"]), f"{rows['test_loss'].mean():.3f}",
-            f"{len(rows)}", f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}",
-            f"`{recipe}`: `{first['model']}`",
-        )  # fmt: skip
-        entries.append((int(first["parameters"]), -rows["test_accuracy"].mean(), cells))
+        costs = f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}"
+        cells = (*_on_test(rows), *costs, f"`{recipe}`: `{first['model']}`")
+        entries.append((first["parameters"], -rows["test_accuracy"].mean(), cells))
     for _, claim in read_results("claims", folder).iterrows():
-        site, _, name = str(claim["source"]).partition("/")
+        site, _, name = claim["source"].partition("/")
         source = f"[{name}](https://{site}/{name})" if name else site
         cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
-        entries.append((int(claim["parameters"]), -float(claim["accuracy"]), cells))
-    lines += [f"| {size:,} | {' | '.join(cells)} |" for size, _, cells in sorted(entries)]
-    return "\n".join(lines)
+        entries.append((claim["parameters"], -claim["accuracy"], cells))
+    columns = ("parameters", *ON_TEST, "multiply-accumulates", "images seen", "entry")
+    return markdown("rrrrrrl", columns, [(f"{n:,}", *cells) for n, _, cells in sorted(entries)])
 
 
 def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
@@ -88,26 +75,25 @@ def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
 
 def speed(folder: Path | None = None) -> str:
     """Return the README's table of training times."""
-    trainings = dict(list(speed_ratios(folder).groupby("name")))
-    lines = [
-        "| training | threads | rounds | seconds, median (range) | times as fast, median (range) | "
-        "compared with |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for name, what, yardstick in (
-        ("conventional", "`reference` by the conventional loop", ""),
-        ("reference-fast", "`reference-fast`", "the whole conventional run"),
-        ("fast", "`fast`", "the whole conventional run"),
-        ("sprint", "`sprint`", "the conventional run to 99.0 %"),
-    ):
-        own = trainings[name]
-        low, middle, high = own["ratio"].quantile([0, 0.5, 1])
-        ratio = f"{middle:.2g} ({low:.2g} to {high:.2g})" if yardstick else "1"
-        lines.append(
-            f"| {what} | {own['threads'].iloc[0]} | {len(own)} | {_median_range(own['seconds'])} | "
-            f"{ratio} | {yardstick} |"
-        )
-    return "\n".join(lines)
+    trainings = speed_ratios(folder)
+    table = []
+    for name in ("conventional", *RECIPES):
+        own = trainings[trainings["name"] == name]
+        if own.empty:
+            continue
+        what, ratio = f"`{name}`", _median_range(own["ratio"], ".2g")
+        yardstick = "the whole conventional run"
+        if name == "conventional":
+            what, ratio, yardstick = "`reference` by the conventional loop", "1", ""
+        elif name == "sprint":
+            yardstick = "the conventional run to 99.0 %"
+        seconds = _median_range(own["seconds"])
+        table.append((what, own["threads"].iloc[0], len(own), seconds, ratio, yardstick))
+    columns = (
+        "training", "threads", "rounds", "seconds, median (range)",
+        "times as fast, median (range)", "compared with",
+    )  # fmt: skip
+    return markdown("lrrrrl", columns, table)
 
 
 def promises(folder: Path | None = None) -> str:
@@ -115,22 +101,22 @@ def promises(folder: Path | None = None) -> str:
     published = read_results("published", folder)["val_acc"]
     rows = runs_for(RECIPES["reference"], folder)
     history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
-    memory, optimizer = rows["memory_mb"].max(), rows["optimizer_mb"].max()
-    lines = [
-        f"|  | promised | here, `reference` recipe, n = {len(rows)} seeds, mean (range) |",
-        "| --- | --- | --- |",
-        f"| parameters | 13,912 | {rows['parameters'].iloc[0]:,} |",
-        f"| validation accuracy, best epoch | {published.max():.2f} % (one run) | "
-        f"{_mean_range(history.groupby('seed')['val_acc'].max())} |",
-        f"| validation accuracy, last epoch | {published.iloc[-1]:.2f} % (one run) | "
-        f"{_mean_range(rows['val_accuracy'])} |",
-        "| training time, 20 epochs | about 10 minutes on a CPU | "
-        f"{_median_range(rows['seconds'] / 60)} minutes, median (range), one thread |",
-        f"| memory | under 500 MB | {memory:.0f} MB more than after `import torch`; the first "
-        f"optimizer accounts for {optimizer:.0f} MB |",
-        f"| disk | about 50 MB | {rows['checkpoint_bytes'].max() / 1000:.0f} kB for a checkpoint |",
+    best, last = history.groupby("seed")["val_acc"].max(), rows["val_accuracy"]
+    memory = f"{rows['memory_mb'].max():.0f} MB more than after `import torch`"
+    optimizer = f"the first optimizer accounts for {rows['optimizer_mb'].max():.0f} MB"
+    minutes = f"{_median_range(rows['seconds'] / 60)} minutes, median (range), one thread"
+    disk = f"{rows['checkpoint_bytes'].max() / 1000:.0f} kB for a checkpoint"
+    one, epoch = "{:.2f} % (one run)", "validation accuracy, {} epoch"
+    table = [
+        ("parameters", "13,912", f"{rows['parameters'].iloc[0]:,}"),
+        (epoch.format("best"), one.format(published.max()), _mean_range(best)),
+        (epoch.format("last"), one.format(published.iloc[-1]), _mean_range(last)),
+        ("training time, 20 epochs", "about 10 minutes on a CPU", minutes),
+        ("memory", "under 500 MB", f"{memory}; {optimizer}"),
+        ("disk", "about 50 MB", disk),
     ]
-    return "\n".join(lines)
+    here = f"here, `reference` recipe, n = {len(rows)} seeds, mean (range)"
+    return markdown("lll", ("", "promised", here), table)
 
 
 def latency(folder: Path | None = None) -> str:
@@ -143,22 +129,27 @@ def latency(folder: Path | None = None) -> str:
     rows["us"] = 1e6 * rows["seconds"] / (rows["calls"] * rows["batch"])
     wide = rows.pivot(index=["batch", "network", "repetition"], columns="runtime", values="us")
     networks = rows.drop_duplicates("network").set_index("network")["parameters"]
-    runtimes = ("torch", "onnxruntime", "onnxruntime int8")
-    lines = [
-        "| images at a time | network | parameters | "
-        + " | ".join(f"{runtime}, µs per image" for runtime in runtimes)
-        + f" | onnxruntime's time in times that of `{networks.index[0]}` |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-    ]
+    first, runtimes, table = networks.index[0], ("torch", "onnxruntime", "onnxruntime int8"), []
     for batch in rows["batch"].unique():
-        ours = wide.loc[(batch, networks.index[0])]["onnxruntime"]
         for network, parameters in networks.items():
             own = wide.loc[(batch, network)]
-            times = " | ".join(_median_range(own[runtime], ",.0f") for runtime in runtimes)
-            ratio = _median_range(own["onnxruntime"] / ours, ".2f")
-            ratio = "1" if network == networks.index[0] else ratio
-            lines.append(f"| {batch:,} | `{network}` | {parameters:,} | {times} | {ratio} |")
-    return "\n".join(lines)
+            times = [_median_range(own[runtime], ",.0f") for runtime in runtimes]
+            ratios = own["onnxruntime"] / wide.loc[(batch, first)]["onnxruntime"]
+            ratio = "1" if network == first else _median_range(ratios, ".2f")
+            table.append((f"{batch:,}", f"`{network}`", f"{parameters:,}", *times, ratio))
+    columns = (
+        "images at a time", "network", "parameters",
+        *(f"{runtime}, µs per image" for runtime in runtimes),
+        f"onnxruntime's time in times that of `{first}`",
+    )  # fmt: skip
+    return markdown("rlrrrrr", columns, table)
+
+
+def markdown(sides: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown, its cells as they are; `sides` has `l` or `r` for each column."""
+    colalign = [{"l": "left", "r": "right"}[side] for side in sides]
+    table = pd.DataFrame(rows, columns=list(columns))
+    return table.to_markdown(index=False, disable_numparse=True, colalign=colalign)
 
 
 def mean_with_interval(values: pd.Series) -> str:
@@ -187,8 +178,10 @@ def beside_published(
     """
     published, rows = read_results("published", folder), runs_for(RECIPES["reference"], folder)
     best = published.nlargest(1, "val_acc").iloc[0]
-    table: list[tuple[str, ...]] = [("", "published", "20 epochs here", title)]
-    table += [("", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch")]
+    table: list[tuple[str, ...]] = [
+        ("", "published", "20 epochs here", title),
+        ("", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch"),
+    ]
     for part, short in (("validation", "val"), ("test", "test")):
         for name, style, column in (("accuracy", "{:.2f} %", "acc"), ("loss", "{:.4f}", "loss")):
             theirs = style.format(best[f"val_{column}"]) if part == "validation" else "-"
@@ -270,21 +263,27 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     readme = readme or outputs_folder().parent / "README.md"
     if not readme.is_file():
         raise LedgerError(f"{readme} is not there: the report is part of the repository")
-    text = new = readme.read_text(encoding="utf-8")
-    blocks = {"headline": headline(), "speed": speed(), "promises": promises()}
-    if (outputs_folder() / "results" / "claims.csv").is_file():
-        blocks["leaderboard"] = leaderboard()
-    if (outputs_folder() / "results" / "latency.csv").is_file():
-        blocks["latency"] = latency()
+    old = new = readme.read_text(encoding="utf-8")
+    blocks = {
+        "headline": headline(), "leaderboard": leaderboard(), "latency": latency(),
+        "speed": speed(), "promises": promises(),
+    }  # fmt: skip
     for name, block in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
-        if (new.count(begin), new.count(end)) != (1, 1) or new.index(end) < new.index(begin):
-            raise LedgerError(f"{readme} must have the marks {begin} and {end} once, in order")
-        before, after = new.split(begin)[0], new.split(end)[1]
+        before, found, rest = new.partition(f"{begin}\n")
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise LedgerError(f"{readme} must have the marks {begin} and {end}, in order")
         new = f"{before}{begin}\n{block}\n{end}{after}"
-    if new != text and not check:
+    if new != old and not check:
         write_atomically(readme, new.encode())
-    return new != text
+    return new != old
+
+
+def _on_test(rows: pd.DataFrame) -> tuple[str, str, str]:
+    """Return the cells of the columns `ON_TEST`."""
+    loss = f"{rows['test_loss'].mean():.3f}"
+    return mean_with_interval(rows["test_accuracy"]), loss, f"{len(rows)}"
 
 
 def _median_range(values: pd.Series, style: str = ".1f") -> str:

@@ -95,11 +95,11 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     At a level of 5 % the chance of even one false finding among them is at most 5 %, however the
     comparisons depend on each other. Source: S. Holm, Scand. J. Statist. 6 (1979) 65-70.
     """
-    corrected, bound = {}, 0.0
-    for k, name in enumerate(sorted(p, key=p.__getitem__)):
-        bound = max(bound, min(1.0, p[name] * (len(p) - k)))  # never below the one before
-        corrected[name] = bound
-    return corrected
+    from statsmodels.stats.multitest import multipletests  # here, because it takes a second
+
+    names = sorted(p, key=p.__getitem__)
+    corrected = multipletests([p[name] for name in names], method="holm", is_sorted=True)[1]
+    return dict(zip(names, corrected.tolist(), strict=True))
 
 
 def predicted_spread(error: float, n: int) -> float:
