@@ -13,13 +13,14 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference release test stress browser lint unit nbval lab notebooks site lock clean help
+.PHONY: run reference release ablations bench latency test stress browser lint unit nbval lab
+.PHONY: notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
-	@$(BIN)/python -m mniststudy notebooks
+	@$(BIN)/mnist notebooks
 
 reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
-	@$(BIN)/python -m mniststudy notebooks 03 -p recipe reference
+	@$(BIN)/mnist notebooks 03 -p recipe reference
 
 # The twin of `best` and its six teachers are trained with images held out; what is there is resumed
 # or kept. With `make -j2 release` two teachers are trained at a time
@@ -27,16 +28,26 @@ TWIN := outputs/runs/release
 TEACHERS := $(addprefix $(TWIN)/teacher-,0 1 2 3 4 5)
 .PHONY: $(TEACHERS)
 $(TEACHERS): $(TWIN)/teacher-%: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m mniststudy train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
+	@OMP_NUM_THREADS=1 $(BIN)/mnist train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
 		--recipe teacher --split writers --seed $*)
 
 release: $(TEACHERS)     ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about an hour and a half)
-	@pool=$$($(BIN)/python -m mniststudy pool $(TWIN)/teacher-*/*.pth) && \
-		$(BIN)/python -m mniststudy train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
+	@pool=$$($(BIN)/mnist teach $(TWIN)/teacher-*/*.pth) && \
+		$(BIN)/mnist train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
 		--recipe best --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
-	@$(BIN)/python -m mniststudy calibrate --measure $(TWIN)/twin/*.pth
+	@$(BIN)/python -c 'import sys; from mniststudy.use.calibrate import calibrate_released; \
+		calibrate_released(sys.argv[1], measure=True)' $(TWIN)/twin/*.pth
 	@$(BIN)/python -c 'from mniststudy.figures.errors import write_robustness; write_robustness()'
-	@$(BIN)/python -m mniststudy export
+	@$(BIN)/mnist export
+
+ablations: $(READY)      ## train the comparisons of notebook 06 again, eight seeds (hours)
+	@$(BIN)/python -c 'from mniststudy.figures.ablations import train_ablations; train_ablations()'
+
+bench: $(READY)          ## time the trainings of notebook 08 on an idle machine (half an hour)
+	@$(BIN)/python -c 'from mniststudy.figures.speed import bench; print(bench())'
+
+latency: $(READY)        ## time answers, for the README, on an idle machine (minutes)
+	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
 	@$(PYTEST) $(NBVAL) notebooks tests
@@ -64,7 +75,7 @@ lab: $(READY)            ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
-	@$(BIN)/python -m mniststudy notebooks --in-place
+	@$(BIN)/mnist notebooks --in-place
 
 site: $(READY)           ## build README, notebooks and texts as a site in build/site (nothing is executed)
 	@rm -rf build/site

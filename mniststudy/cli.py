@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from json import dumps
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from tyro.conf import OmitArgPrefixes, Suppress, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 import mnistlib
 from mnistlib import RECIPES, Config, ConfigError
@@ -48,7 +48,6 @@ class SweepSettings(Settings):
 Checkpoint = Annotated[Path | None, arg(help="without it, the released checkpoint of best")]
 Data = Annotated[str, arg(metavar="SOURCE", help="auto, mnist, sample or a folder")]
 Ledger = Annotated[Path | None, arg(help="folder of the ledger; without it, that of the runs")]
-More = tyro.conf.Positional[Path]
 Parameters = tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]]
 Recipe = Annotated[str, arg(metavar="NAME", help=f"one of {', '.join(RECIPES)}")]
 Switch = tyro.conf.FlagCreatePairsOff[bool]
@@ -115,7 +114,7 @@ def evaluate(checkpoint: Checkpoint = None, /, *, data: Data = "auto") -> int:
 
 
 def predict(
-    image: Path, /, *more: More,
+    image: Path, /, *more: Positional[Path],
     checkpoint: Checkpoint = None, show: Switch = False, json: Switch = False,
 ) -> int:  # fmt: skip
     """Say which digits each picture shows, from left to right.
@@ -180,8 +179,7 @@ def sweep(
 
     if (stacked and (curves or workers)) or (keep and not stacked):
         raise ConfigError("--curves and --workers do not go with --stacked, which --keep needs")
-    config = Config(**vars(settings))
-    configs = [replace(config, seed=seed) for seed in read_seeds(seeds)]
+    configs = [Config(**vars(settings) | {"seed": seed}) for seed in read_seeds(seeds)]
     pick_device(configs[0].device)
     how: dict[str, Any] = {"keep": keep} if stacked else {"curves": curves, "workers": workers}
     run = sweep_stacked if stacked else sweep_parallel
@@ -199,8 +197,9 @@ def read_seeds(text: str) -> range:
 
 
 def teach(
-    teacher: Path, /, *more: More, views: int = 20, ledger: Ledger = None, data: Data = "auto"
-) -> int:
+    teacher: Path, /, *more: Positional[Path],
+    views: int = 20, ledger: Ledger = None, data: Data = "auto",
+) -> int:  # fmt: skip
     """Ask teachers about augmented training images, once for all students.
 
     The answers are a pool, which is named after what it is made of. A student is trained with
@@ -222,8 +221,7 @@ def teach(
     digits, device = mnistlib.load_mnist(data), pick_device("auto")
     name = build_pool([teacher, *more], digits, RECIPES["teacher"], views, device)
     record_pool(pool_folder(name), ledger)
-    print(f"pool {name}: {views} views of {len(digits.train_labels):,} images, ", end="")
-    print(f"{1 + len(more)} teachers; train with --pool {name}")
+    print(f"pool {name}: {views} views, {1 + len(more)} teachers; train with --pool {name}")
     return 0
 
 
@@ -237,7 +235,9 @@ def export(checkpoint: Checkpoint = None, /, *, folder: Path | None = None) -> i
         folder: without it, the folder of the checkpoint
     """
     from .use.export import export as write_formats
+    from .use.formats import check_extra
 
+    check_extra()  # before digits are loaded
     path = checkpoint or mnistlib.released_checkpoint()
     for file in write_formats(path, mnistlib.load_mnist(), folder):
         print(f"{file}: {file.stat().st_size:,} bytes")

@@ -162,14 +162,14 @@ def test_the_command_builds_a_pool_and_adds_it_to_the_ledger_once(
     pool, tiny_digits, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setattr("mnistlib.load_mnist", lambda source: tiny_digits)
-    words = ["pool", *map(str, pool[2]), "--views", "2", "--recipe", "fast", "--device", "cpu"]
+    words = ["teach", *map(str, pool[2]), "--views", "2"]
     for _ in range(2):
         assert main([*words, "--ledger", str(tmp_path)]) == 0
     name = capsys.readouterr().out.split("train with --pool ")[-1].strip()
     row = read_results("pools", tmp_path).astype(str).squeeze()
     assert row["pool"] == name
     assert (row["split"], row["views"]) == ("random", "2")
-    assert row["augmentation"] == "degrees 5, pixels 0.7, scale 0.05, shear 3, elastic 0"
+    assert row["augmentation"] == "degrees 10, pixels 1.5, scale 0.1, shear 6, elastic 0.5"
     seeds = [teacher.rpartition("-")[2] for teacher in row["teachers"].split()]
     assert seeds == ["1", "2"]
     (tmp_path / "pools.csv").write_text("a,b\n1,2\n", encoding="utf-8")

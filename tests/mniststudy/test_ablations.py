@@ -9,8 +9,13 @@ import scipy.stats
 
 from mnistlib import build
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION
-from mniststudy.cli import main
-from mniststudy.figures.ablations import ablations, compare_with_first, final_results, forest_plot
+from mniststudy.figures.ablations import (
+    ablations,
+    compare_with_first,
+    final_results,
+    forest_plot,
+    train_ablations,
+)
 from mniststudy.runs.stats import Comparison
 
 
@@ -49,39 +54,16 @@ def test_at_full_length_the_recipes_own_average_is_kept():
     assert ablations(80)["as it is"].ema_decay == ablations(40)["as it is"].ema_decay > 0.99
 
 
-def test_the_command_trains_a_seed_of_each_before_the_next_and_takes_no_other_settings(
-    monkeypatch, capsys
-):
-    asked = []
-
-    def sweep(configs, *args, **more):
-        asked.extend(configs)
-        return len(configs), 0
-
-    monkeypatch.setattr("mniststudy.runs.sweep.sweep", sweep)
-    assert main(["sweep", "--ablations", "2", "--seeds", "3:5"]) == 0
+def test_a_seed_of_each_or_of_those_named_is_trained_before_the_next(monkeypatch):
+    monkeypatch.setattr("mniststudy.figures.ablations.sweep", list)
+    every = train_ablations(range(3, 5), epochs=2)
     n = len(ablations())
-    assert [c.seed for c in asked] == [3] * n + [4] * n
-    assert {c.epochs for c in asked} == {2, 5, 20, 60}
-    assert main(["sweep", "--ablations", "2", "--dropout", "0.1"]) == 1
-    assert "--ablations has its own settings" in capsys.readouterr().err
-
-
-def test_the_command_trains_some_of_the_ablations_and_refuses_names_there_are_not(
-    monkeypatch, capsys
-):
-    asked = []
-    monkeypatch.setattr("mniststudy.runs.sweep.sweep", lambda cs, *a, **k: (asked.extend(cs), 0))
+    assert [c.seed for c in every] == [3] * n + [4] * n
+    assert {c.epochs for c in every} == {2, 5, 20, 60}
     some = ["as it is", "no hard-example mining"]
-    main(["sweep", "--ablations", "80", "--seeds", "0:2", "--only", *some])
-    every = ablations(80)
-    assert [(c.seed, c.focus) for c in asked] == [
-        (seed, every[name].focus) for seed in (0, 1) for name in some
+    assert [(c.seed, c.focus) for c in train_ablations(range(2), 80, some)] == [
+        (seed, ablations(80)[name].focus) for seed in (0, 1) for name in some
     ]
-    assert main(["sweep", "--ablations", "8", "--only", "no augmentatoin"]) == 1
-    assert "--only is 'no augmentatoin', but it must be one of as it is," in capsys.readouterr().err
-    assert main(["sweep", "--only", "no augmentation"]) == 1
-    assert "--only is for --ablations" in capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)
