@@ -1,7 +1,7 @@
 """Random affine and elastic augmentation of a batch, different for each image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -52,13 +52,16 @@ def augment(
     n, _, height, width = images.shape
     if not any((degrees, pixels, scale, shear, elastic)):
         return images
-    draws = generator if isinstance(generator, Sequence) else [generator]
-    part = n // len(draws)
-    places = [g.device if g else images.device for g in draws]
-    u = torch.cat(
-        [torch.rand(part, 6, generator=g, device=d) for g, d in zip(draws, places, strict=True)]
-    )
-    u = (u * 2 - 1).to(images.device, images.dtype)  # (N, 6) in ±1
+    generators = generator if isinstance(generator, Sequence) else [generator]
+    part = n // len(generators)
+
+    def draw(kind: Callable[..., Tensor], *shape: int) -> Tensor:
+        """Return random numbers `(..., N, k)`, each part of the images from its own generator."""
+        place = images.device
+        drawn = [kind(*shape, generator=g, device=g.device if g else place) for g in generators]
+        return torch.cat(drawn, dim=-2).to(images.device, images.dtype)
+
+    u = draw(torch.rand, part, 6) * 2 - 1  # (N, 6) in ±1
     angle = u[:, 0] * math.radians(degrees)
     slant = torch.tan(u[:, 1] * math.radians(shear))
     # affine_grid maps output to input coordinates, so dividing by the zoom enlarges the digit
@@ -76,12 +79,7 @@ def augment(
     rows = torch.cat((torch.stack(to_x, 1), torch.stack(to_y, 1)))  # (2N, 3)
     there = rows @ here.to(images.dtype)  # (2N, 3) x (3, H * W) -> (2N, H * W)
     if elastic:
-        shape = 2, part, POINTS**2
-        both = [
-            torch.randn(shape, generator=g, device=d) for g, d in zip(draws, places, strict=True)
-        ]
-        points = torch.cat(both, dim=1).flatten(0, 1).to(images.device, images.dtype)  # (2N, 36)
-        points *= elastic
+        points = elastic * draw(torch.randn, 2, part, POINTS**2).flatten(0, 1)  # (2N, 36)
         points[:n] *= 2 / width  # x, then y, in the coordinates of the grid
         points[n:] *= 2 / height
         there += points @ _between_points(height, width, images.device, images.dtype)

@@ -110,10 +110,7 @@ class Config:
             fault = f"pool {self.pool} has augmented images and its own targets"
             raise ConfigError(f"{fault}; set augmentation and label_smoothing to 0")
         object.__setattr__(self, "model", " ".join(self.model.split()))
-        try:
-            check_model(self.model)
-        except ValueError as error:
-            raise ConfigError(f"model is {self.model!r}, but {error}") from None
+        check_model(self.model)
 
     @property
     def recipe(self) -> str:

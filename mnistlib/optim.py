@@ -15,24 +15,23 @@ DROPS = (0.6, 0.85)  # shares of all steps after which `step` divides the learni
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer of a Config for the parameters of a network."""
-    device = next(model.parameters()).device
-    fused = device.type in ("cpu", "cuda")  # all parameters in one kernel
-    decay = config.weight_decay
+    parameters = list(model.parameters())
+    fused = parameters[0].device.type in ("cpu", "cuda")  # all parameters in one kernel
+    lr, decay = config.max_lr, config.weight_decay
     if config.optimizer in ("adam", "adamw"):
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        return kind(model.parameters(), lr=config.max_lr, weight_decay=decay, fused=fused)
-    vectors = [p for p in model.parameters() if p.ndim <= 1]  # decay would work against BatchNorm
-    matrices = [p for p in model.parameters() if p.ndim > 1]
+        return kind(parameters, lr=lr, weight_decay=decay, fused=fused)
+    vectors = [p for p in parameters if p.ndim <= 1]  # decay would work against BatchNorm
+    matrices = [p for p in parameters if p.ndim > 1]
     no_decay = {"params": vectors, "weight_decay": 0.0}
     if config.optimizer == "sgd":
         groups = [{"params": matrices, "weight_decay": decay}, no_decay]
-        lr = config.max_lr
         return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
     # plain momentum for first layer, 1x1 convolutions and head, as Muon's author does
-    inner = [p for p in matrices if p.ndim == 4 and p.shape[-1] == 3 and p.shape[1] > 1]
-    others = [p for p in matrices if not any(p is q for q in inner)]
+    inner = [p for p in matrices if p.shape[-1] == 3 and p.shape[1] > 1]
+    others = [p for p in matrices if not (p.shape[-1] == 3 and p.shape[1] > 1)]
     plain = {"params": others, "weight_decay": decay}
-    return Muon([{"params": inner, "orthogonal": True}, plain, no_decay], config.max_lr, MOMENTUM)
+    return Muon([{"params": inner, "orthogonal": True}, plain, no_decay], lr, MOMENTUM)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> LRScheduler:

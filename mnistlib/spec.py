@@ -8,16 +8,14 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
+
 # Mean and standard deviation of the 60,000 training images, pixels scaled to 0..1. The network
 # normalises its input itself, so that a checkpoint predicts from raw pixels.
 MEAN, STD = 0.1307, 0.3081
 TOLERANCE = 1e-3  # resampled pixels may be this far outside 0..1
 HEADS = ("full", "pooled", "shared", "depthwise", "separable")
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 MODELS = {
     "reference": "c8 r2 p d x16 r2 p d full",  # `ReferenceNet` is used instead, with the same bits
@@ -28,7 +26,6 @@ MODELS = {
     "reference-plain": "c8 c8 c8 p d x16 c16 c16 p d full",  # without the residual shortcuts
     "reference-unnormalised": "bias c8 r2 p d x16 r2 p d full",
     "reference-gelu": "gelu c8 r2 p d x16 r2 p d full",
-    "reference-silu": "silu c8 r2 p d x16 r2 p d full",
     # the reference's blocks on 7x7 maps: 18,216 parameters, under a third of the
     # multiply-accumulates, about a quarter of the activations
     "early": "c24k5s2p x16 r2 r2 full",
@@ -93,7 +90,7 @@ class SpecNet(nn.Sequential):
         dropout: probability of zeroing an activation.
 
     Raises:
-        ValueError: a word is unknown, there is no head, or the maps get smaller than their kernels.
+        ConfigError: a word is unknown, there is no head, or maps get smaller than their kernels.
     """
 
     def __init__(self, spec: str, dropout: float = 0.05) -> None:
@@ -113,9 +110,10 @@ class SpecNet(nn.Sequential):
                 last = layer if (c, stride, pool) == (out, 1, []) else None
                 c, size = out, -(-size // stride) // (2 if pool else 1)
             elif m := re.fullmatch(r"r(s?)([1-4])", word):
-                conv3x3 = partial(_convolution, c, c, separable=bool(m[1]))
-                steps = [(*conv3x3(), norm(c), activation()) for _ in range(int(m[2]))]
-                layers.append(last := _Residual(*(layer for step in steps for layer in step)))
+                block: list[nn.Module] = []
+                for _ in range(int(m[2])):
+                    block += [*_convolution(c, c, separable=bool(m[1])), norm(c), activation()]
+                layers.append(last := _Residual(*block))
             elif word == "=" and last and last[0].in_channels == c:
                 shared = {id(m): m for m in last.modules() if isinstance(m, nn.Conv2d)}
                 layers.append(copy.deepcopy(last, shared))
@@ -131,13 +129,13 @@ class SpecNet(nn.Sequential):
             elif word in ACTIVATIONS:
                 activation = ACTIVATIONS[word]
             else:
+                fault = "is no layer; layers are like c16k5s2, r2, p, x16, d"
                 if word == "=":
-                    fault = "nothing stands before it that keeps size and channels"
-                    raise ValueError(f"'=' repeats nothing: {fault}")
-                raise ValueError(f"{word!r} is no layer; layers are like c16k5s2, r2, p, x16, d")
+                    fault = "repeats nothing: nothing before it keeps size and channels"
+                raise ConfigError(f"model is {spec!r}, but {word!r} {fault}")
         if head not in HEADS or not size:
-            needed = f"must end in a head ({', '.join(HEADS)}) on maps of 1x1 or more"
-            raise ValueError(f"{spec!r} {needed}; here it is {head!r} on {size}x{size}")
+            needed = f"it must end in a head ({', '.join(HEADS)}) on maps of 1x1 or more"
+            raise ConfigError(f"model is {spec!r}, but {needed}; here: {head!r} on {size}x{size}")
         super().__init__(*layers, make_head(head, c, size))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -211,11 +209,10 @@ def check_model(name: str) -> None:
     """Check the name or spec of a network without drawing random numbers.
 
     Raises:
-        ValueError: the name is unknown or the spec is wrong.
+        ConfigError: the name is unknown or the spec is wrong.
     """
     if name not in MODELS and " " not in name:
-        known = f"choose one of {', '.join(MODELS)}"
-        remedy = "or write a one-line spec, such as c16k5s2 r1 p r2 r2 full"
-        raise ValueError(f"there is no model {name!r}; {known}, {remedy}")
+        remedy = f"choose one of {', '.join(MODELS)}, or write a spec like c8 r1 p r2 p full"
+        raise ConfigError(f"model is {name!r}, but there is none of that name; {remedy}")
     with torch.device("meta"):
         SpecNet(MODELS.get(name, name))

@@ -2,12 +2,15 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from .config import Config
+from .evaluate import Evaluation
 from .model import build
 from .optim import make_optimizer, make_scheduler
 from .sampler import Sampler
@@ -38,7 +41,6 @@ class WeightAverage:
             torch._foreach_lerp_(self.own, self.new, 1 - self.decay if self.steps else 1.0)
         self.steps += 1
 
-    @torch.no_grad()
     def renew_statistics(self, images: Tensor) -> None:
         """Compute BatchNorm's statistics for the averaged weights from images `(N, 1, 28, 28)`.
 
@@ -46,14 +48,14 @@ class WeightAverage:
         channels the difference adds up from layer to layer (P. Izmailov et al., "Averaging weights
         leads to wider optima and better generalization", UAI 2018, section 3.2).
         """
-        norms = [m for m in self.model.eval().modules() if isinstance(m, nn.BatchNorm2d)]
-        for m in norms:
-            m.train().reset_running_stats()
-            m.momentum = None  # the mean over all batches
-        for batch in images.chunk(math.ceil(len(images) / 500)):
-            self.model(batch.to(next(self.model.parameters()).device))
-        for m in norms:
-            m.eval().momentum = 0.1  # torch's default
+
+        def batches() -> Iterator[Tensor]:
+            for m in self.model.modules():
+                if isinstance(m, nn.Dropout):  # update_bn has put all layers into training mode
+                    m.eval()
+            yield from images.chunk(math.ceil(len(images) / 500))
+
+        update_bn(batches(), self.model.eval(), next(self.model.parameters()).device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates; an empty dict without averaging."""
@@ -96,6 +98,11 @@ class Progress:
         self.history: list[dict[str, float]] = []
         self.evals: list[list[float]] = []  # step, validation error in percent
 
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done."""
+        return self.step == len(self.loss)
+
     def record(self, loss: Tensor, correct: Tensor) -> None:
         """Store loss and number of correct predictions of a step; both stay on the device."""
         self.loss[self.step], self.correct[self.step] = loss, correct
@@ -118,6 +125,24 @@ class Progress:
         self.loss[: self.step], self.correct[: self.step] = state["loss"], state["correct"]
 
 
+def history_row(
+    epoch: int, loss: float, accuracy: float, lr: float, seconds: float, seen: Evaluation | None
+) -> dict[str, float]:
+    """Return what is kept of an epoch, the only place that says what a row of a history holds.
+
+    Args:
+        epoch: counted from 1.
+        loss: mean loss on the training images.
+        accuracy: share of them that were classified correctly, percent.
+        lr: learning rate after the epoch.
+        seconds: since the run began.
+        seen: evaluation on the validation images; None: nan in the row.
+    """
+    val_loss, val_acc = (seen.loss, seen.accuracy) if seen else (math.nan, math.nan)
+    train = {"train_loss": loss, "val_loss": val_loss, "train_acc": accuracy, "val_acc": val_acc}
+    return {"epoch": epoch, **train, "lr": lr, "seconds": seconds}
+
+
 class TrainingState:
     """All parts of a run that change; the rest follows from the Config and the digits.
 
@@ -126,13 +151,13 @@ class TrainingState:
 
     def __init__(self, config: Config, n_train: int, device: torch.device) -> None:
         steps = config.epochs * config.steps_per_epoch(n_train)
-        size = config.epoch_images or n_train
         self.model = build(config.model, config.dropout).to(device)
         self.model.to(memory_format=torch.channels_last)
         self.average = WeightAverage(self.model, config.ema_decay)
         self.optimizer = make_optimizer(self.model, config)
         # before any optimizer state is loaded: the other order silently changes the learning rate
         self.scheduler = make_scheduler(self.optimizer, config, steps)
+        size = config.epoch_images or n_train
         self.sampler = Sampler(n_train, size, config.focus, config.seed, device)
         self.random = RandomState(config.seed, device)
         self.progress = Progress(steps, device)

@@ -24,7 +24,7 @@ from .optim import learning_rate, learning_rates
 from .paths import runs_folder
 from .runtime import pick_device, run_context, stop_on_signal, versions
 from .slices import Slices, side_by_side
-from .state import TrainingState
+from .state import TrainingState, history_row
 
 HEADER = "Epoch  Train Loss  Val Loss  Train Acc   Val Acc        LR   Seconds"
 ROW = (
@@ -74,10 +74,10 @@ class Run:
         result = f"trained {done}, not validated"
         if self.history and not math.isnan(error := 100 - self.history[-1]["val_acc"]):
             result = f"{error:.2f} % error on {self.n_val:,} validation images {done}"
-        marks = {" of the embedded SAMPLE": self.source == "sample", ", INTERRUPTED": self.signal}
-        result += "".join(mark for mark, applies in marks.items() if applies)
-        size = f"{self.parameters:,} parameters"
-        return f"{self.config.model}: {result}, {self.seconds:.0f} s, {size}"
+        result += " of the embedded SAMPLE" if self.source == "sample" else ""
+        result += ", INTERRUPTED" if self.interrupted else ""
+        cost = f"{self.seconds:.0f} s, {self.parameters:,} parameters"
+        return f"{self.config.model}: {result}, {cost}"
 
 
 def train(
@@ -117,7 +117,6 @@ def train(
     val = digits.train_images[val_ids], digits.train_labels[val_ids]
     images, labels = digits.train_images.to(device), digits.train_labels.to(device)
     per_epoch = config.steps_per_epoch(len(train_ids))
-    total = config.epochs * per_epoch
     # threads only pay on a CPU
     threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     about = versions() | {"device": device.type, "threads": str(threads)}
@@ -127,12 +126,11 @@ def train(
         if path:
             state.load_state_dict(training_state(path, config, digits.source))
         progress, network = state.progress, state.average.model
-        left = progress.step < total
-        pool = load_pool(config, digits, device) if config.pool and left else None
         slices = Slices(state.model, config.slices, each)
-        if verbose and left:
+        pool = load_pool(config, digits, device) if config.pool and not progress.ended else None
+        if verbose and not progress.ended:
             print(HEADER)
-        while progress.step < total and not stopped:
+        while not (progress.ended or stopped):
             began = time.perf_counter() - progress.seconds
             order = train_ids[state.sampler.sample_epoch()].to(device)
             batches = order.split(config.batch_size)[progress.step % per_epoch :]
@@ -148,13 +146,13 @@ def train(
                 if stopped:
                     break
             check_finite(state, config)
-            if progress.step == total and config.norm_images:
+            if progress.ended and config.norm_images:
                 state.average.renew_statistics(digits.train_images[train_ids[: config.norm_images]])
-            ended = progress.step % per_epoch == 0
-            due = ended and len(val_ids) and (eval_every is not None or progress.step == total)
+            whole_epoch = progress.step % per_epoch == 0
+            due = whole_epoch and len(val_ids) and (eval_every is not None or progress.ended)
             seen = evaluate(network, *val, threads) if due else None
             progress.seconds = time.perf_counter() - began
-            if ended:
+            if whole_epoch:
                 state.sampler.end_epoch()
                 progress.history.append(epoch_row(state, config, per_epoch, seen))
                 if verbose:
@@ -163,7 +161,7 @@ def train(
             if save:
                 content = checkpoint_content(state, config, digits)
                 path = save_checkpoint(content | {"versions": about}, folder)
-                prune_checkpoints(path, finished=progress.step == total)
+                prune_checkpoints(path, finished=progress.ended)
     return Run(
         config=config,
         source=digits.source,
@@ -174,7 +172,7 @@ def train(
         n_val=len(val_ids),
         checkpoint=path,
         versions=about,
-        signal=stopped[0] if progress.step < total else 0,
+        signal=0 if progress.ended else stopped[0],
     )
 
 
@@ -228,27 +226,20 @@ def check_finite(state: TrainingState, config: Config) -> None:
 def epoch_row(
     state: TrainingState, config: Config, steps: int, seen: Evaluation | None
 ) -> dict[str, float]:
-    """Return the history row of the epoch that just ended; nan if it was not validated."""
+    """Return the history row of the epoch that just ended, which had so many steps."""
     progress, n = state.progress, state.sampler.size
     sizes = torch.full((steps,), float(config.batch_size), device=progress.loss.device)
     sizes[-1] = n - (steps - 1) * config.batch_size  # so that every image has the same weight
     taken = slice(progress.step - steps, progress.step)
-    return {
-        "epoch": progress.step // steps,
-        "train_loss": float((progress.loss[taken] * sizes).sum()) / n,
-        "val_loss": seen.loss if seen else math.nan,
-        "train_acc": 100 * int(progress.correct[taken].sum()) / n,
-        "val_acc": seen.accuracy if seen else math.nan,
-        "lr": learning_rate(state.scheduler),
-        "seconds": progress.seconds,
-    }
+    loss = float((progress.loss[taken] * sizes).sum()) / n
+    accuracy, lr = 100 * int(progress.correct[taken].sum()) / n, learning_rate(state.scheduler)
+    return history_row(progress.step // steps, loss, accuracy, lr, progress.seconds, seen)
 
 
 def checkpoint_content(state: TrainingState, config: Config, digits: Digits) -> dict[str, Any]:
     """Return the content of a checkpoint: what the reference promises and what resuming needs."""
     progress, network, test = state.progress, state.average.model, math.nan
-    ended = progress.step == len(progress.loss)
-    if config.split == "none" and ended and digits.test:
+    if config.split == "none" and progress.ended and digits.test:
         test = evaluate(network, *digits.test).accuracy
     return {
         "config": asdict(config),
