@@ -253,7 +253,8 @@ class _Stacked:
         batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
             logits = self.model(batch)  # (N, S * 10)
-        logits = logits.float().view(n * self.n, 10)
+        # from bfloat16 on a GPU; elsewhere they have the dtype of the weights already
+        logits = logits.to(self.weights[0].dtype).view(n * self.n, 10)
         smoothing = self.config.label_smoothing
         losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
         total = losses
