@@ -22,7 +22,7 @@ from mnistlib.optim import learning_rates, make_optimizer
 from mnistlib.paths import runs_folder
 from mnistlib.runtime import pick_device, run_context, versions
 from mnistlib.slices import side_by_side
-from mnistlib.state import TrainingState, WeightAverage
+from mnistlib.state import TrainingState, WeightAverage, history_row
 
 from .ledger import check_ledger, collect, commit, finished, record
 
@@ -55,60 +55,47 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
     train_ids, val_ids = digits.split(config.split)
     val = digits.train_images[val_ids], digits.train_labels[val_ids]
     per_epoch = config.steps_per_epoch(len(train_ids))
-    size = config.epoch_images or len(train_ids)
     about = versions() | {"device": device.type, "threads": "1"}
     states = []
     for one in configs:
         with run_context(one.seed):
             states.append(TrainingState(one, len(train_ids), device))
     rates, stacked = learning_rates(config, per_epoch), _Stacked(config, states, digits, device)
-    began = time.perf_counter()
-    losses = torch.empty(n_seeds, size, device=device)
-    correct = torch.zeros(n_seeds, dtype=torch.int64, device=device)
-    samplers = [state.sampler for state in states]
-    history: list[list[dict[str, float]]] = [[] for _ in states]
-    curves = []
+    samplers, curves, began = [state.sampler for state in states], [], time.perf_counter()
     # sorting 60,000 losses for each seed in turn would take longer than training on them
     with side_by_side() as each, torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for epoch in range(config.epochs):
             order = torch.stack(list(each(lambda s: train_ids[s.sample_epoch()], samplers)))
-            correct.zero_()
-            start = 0
-            for k, ids in enumerate(order.to(device).split(config.batch_size, dim=1)):
-                found, right = stacked.step(ids, rates[epoch * per_epoch + k])
-                losses[:, start : start + ids.shape[1]] = found
-                start += ids.shape[1]
-                correct += right
-            curves.append(
-                torch.stack([part.mean(1) for part in losses.split(config.batch_size, 1)])
-            )
-            means = losses.mean(1).tolist()
-            for sampler, own in zip(samplers, losses.cpu().bfloat16(), strict=True):
-                sampler.epoch_loss = own
-                sampler.end_epoch()
-            for rows, loss, right in zip(history, means, correct.tolist(), strict=True):
-                lr = rates[(epoch + 1) * per_epoch]
-                measured = {"train_loss": loss, "train_acc": 100 * right / size, "lr": lr}
-                taken = {"seconds": (time.perf_counter() - began) / n_seeds}
-                unseen = {"val_loss": math.nan, "val_acc": math.nan}
-                rows.append({"epoch": epoch + 1} | measured | unseen | taken)
+            batches = order.to(device).split(config.batch_size, dim=1)
+            steps = [
+                stacked.step(*s) for s in zip(batches, rates[epoch * per_epoch :], strict=False)
+            ]
+            losses = torch.cat([found for found, _ in steps], dim=1).cpu()  # (S, size)
+            right = torch.stack([correct for _, correct in steps]).sum(0).tolist()  # (S,)
+            curves.append(torch.stack([found.mean(1) for found, _ in steps], dim=1))
+            seconds, lr = (time.perf_counter() - began) / n_seeds, rates[(epoch + 1) * per_epoch]
+            for state, own, correct in zip(states, losses, right, strict=True):
+                state.sampler.epoch_loss = own.bfloat16()
+                state.sampler.end_epoch()
+                measured = float(own.mean()), 100 * correct / len(own), lr, seconds
+                state.progress.history.append(history_row(epoch + 1, *measured, None))
     models, some = stacked.models(), digits.train_images[train_ids[: config.norm_images]]
     if config.norm_images:
         with side_by_side() as each:
             list(each(lambda model: WeightAverage(model, 0).renew_statistics(some), models))
     runs = []
-    for one, rows, curve, model in zip(
-        configs, history, torch.cat(curves).T.tolist(), models, strict=True
+    for one, state, curve, model in zip(
+        configs, states, torch.cat(curves, dim=1).tolist(), models, strict=True
     ):
         if not all(v.isfinite().all() for v in model.state_dict().values()):
             raise TrainingError(f"the weights of seed {one.seed} are not finite; lower max_lr")
+        rows = state.progress.history
         if len(val_ids):
             seen = evaluate(model, *val)
             rows[-1] |= {"val_loss": seen.loss, "val_acc": seen.accuracy}
         lines = {"loss": curve, "lr": rates[: len(curve)], "eval_step": [], "eval_error": []}
         spent = rows[-1]["seconds"]
-        run = Run(one, digits.source, model, rows, lines, spent, len(val_ids), None, about)
-        runs.append(run)
+        runs.append(Run(one, digits.source, model, rows, lines, spent, len(val_ids), None, about))
     return runs
 
 
@@ -233,10 +220,10 @@ class _Stacked:
             with torch.cuda.graph(graph):
                 found = self._step(place)
             self.graphs[size] = graph, place, found
-        graph, place, found = self.graphs[size]
+        graph, place, (losses, right) = self.graphs[size]
         place.copy_(ids)
         graph.replay()
-        return found
+        return losses.clone(), right.clone()  # the next step writes into the same memory
 
     def _step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         n = ids.shape[1]
