@@ -1,6 +1,6 @@
 """Notebook 06: the recipe `smoothed`, made short, with one of its choices undone at a time."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,16 +77,17 @@ def train_ablations(
 
 
 def final_results(configs: Mapping[str, Config]) -> dict[str, pd.DataFrame]:
-    """Return the committed runs of named configs: `error` in percent, `loss`, `finished`, by seed.
+    """Return the committed runs of named configs by seed, with `error` in percent and `loss`.
 
     Error and loss are those of the validation images at the last epoch.
     """
-    found = {}
-    for name, config in configs.items():
-        rows = runs_for(config).set_index("seed").sort_index()
-        columns = {"error": 100 - rows["val_accuracy"], "loss": rows["val_loss"]}
-        found[name] = pd.DataFrame({**columns, "finished": rows["finished"]})
-    return found
+    runs = {
+        name: runs_for(config).set_index("seed").sort_index() for name, config in configs.items()
+    }
+    return {
+        name: rows.assign(error=100 - rows["val_accuracy"], loss=rows["val_loss"])
+        for name, rows in runs.items()
+    }
 
 
 def compare_with_first(
@@ -100,41 +101,40 @@ def compare_with_first(
         unit: of the measure.
         least: paired seeds that a comparison must have to be made.
     """
-    first, *others = (frame[measure] for frame in results.values())
-    pairs = {n: first.align(o, join="inner") for n, o in zip([*results][1:], others, strict=True)}
-    pairs = {name: pair for name, pair in pairs.items() if len(pair[0]) >= least}
-    p = {name: scipy.stats.ttest_rel(*pair).pvalue for name, pair in pairs.items()}
-    changes = {name: compare_paired([*a], [*b], unit) for name, (a, b) in pairs.items()}
+    values = [frame[measure] for frame in results.values()]
+    changes, p = {}, {}
+    for name, other in zip(results, values, strict=True):
+        a, b = values[0].align(other, join="inner")
+        if other is not values[0] and len(a) >= least:
+            changes[name] = compare_paired([*a], [*b], unit)
+            p[name] = scipy.stats.ttest_rel(a, b).pvalue
     return changes, pd.Series(holm(p), name="p, Holm-corrected")
 
 
 def forest_plot(
-    panels: Mapping[str, tuple[Mapping[str, Comparison], Collection[str]]],
+    panels: Mapping[str, tuple[Mapping[str, Comparison], Collection[str], tuple[float, float]]],
     title: str,
     subtitle: str,
 ) -> None:
     """Draw comparisons with their intervals, the largest of the first panel at the top.
 
-    One that lies far beyond all others is drawn as an arrow at the edge, beside its number.
-
     Args:
-        panels: by axis label, comparisons by name, and the names of those that are distinguishable
-            (orange where larger, blue where smaller; the others are grey).
+        panels: by axis label, comparisons by name; the names of those that are distinguishable
+            (orange where larger, blue where smaller; the others are grey); and the ends of the
+            axis, beyond which an arrow stands for a comparison, beside its number.
         title: the finding.
         subtitle: what was compared, with n.
     """
-    first, _ = next(iter(panels.values()))
+    first = next(iter(panels.values()))[0]
     ordered = sorted(first, key=lambda name: first[name].difference)
     grid = {"ncols": len(panels), "sharey": True}
     with figure(title, subtitle, (7, 1.0 + 0.24 * len(ordered)), **grid) as (_, axes):
-        for ax, (label, (changes, sure)) in zip(axes, panels.items(), strict=True):
-            low, high = _limits(changes.values())
+        for ax, (label, (changes, sure, (low, high))) in zip(axes, panels.items(), strict=True):
             for y, name in enumerate(ordered):
                 c = changes[name]
                 color = REFERENCE if name not in sure else VALIDATION if c.difference > 0 else TRAIN
-                x = min(max(c.difference, low), high)
-                mark = "o" if x == c.difference else ">" if x == high else "<"
-                ax.plot(x, y, mark, color=color, ms=5)
+                mark = ">" if c.difference > high else "<" if c.difference < low else "o"
+                ax.plot(min(max(c.difference, low), high), y, mark, color=color, ms=5)
                 if mark == "o":
                     ax.plot([c.low, c.high], [y, y], color=color, lw=1.6)
                 number = f"{c.difference:+.{3 if c.unit == 'nats' else 2}f}"
@@ -146,14 +146,3 @@ def forest_plot(
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(ordered)), ordered, fontsize=8)
         axes[0].set_ylim(-0.7, len(ordered) - 0.3)
-
-
-def _limits(changes: Iterable[Comparison]) -> tuple[float, float]:
-    """Return an axis for all intervals and zero, except one that lies far beyond the others."""
-    ends = [(0.0, 0.0), *((c.low, c.high) for c in changes)]
-    *_, high, top = sorted(ends, key=lambda interval: interval[1])
-    bottom, low, *_ = sorted(ends)
-    far = 0.4 * (max(0.0, high[1]) - min(0.0, low[0]))
-    lowest = low[0] if bottom[1] < low[0] - far else bottom[0]
-    highest = high[1] if top[0] > high[1] + far else top[1]
-    return min(0.0, lowest), max(0.0, highest)

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnistlib import RECIPES, Config
-from mnistlib.plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note, show_digit
+from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note, show_digit
 
 from ..runs.ledger import LedgerError, images_seen, read_results, runs_for
 from ..runs.stats import mean_interval
@@ -117,25 +116,6 @@ def error_vs_parameters(
             place, side = PLACES.get(name, ((6, 3), "left"))
             note(ax, name, spot, place, color=VALIDATION, fontsize=7, ha=side)
         ax.set(xlabel="parameters", ylabel="test error (%)", xlim=(0.75 * ax.get_xlim()[0], None))
-
-
-def search(runs: pd.DataFrame, chosen: Collection[str], title: str, subtitle: str) -> None:
-    """Draw the validation error of everything that was tried against its parameters.
-
-    Args:
-        runs: as `tried` returns them; a point is larger the more images were seen.
-        chosen: the models that were chosen, which are orange.
-        title: the finding.
-        subtitle: what is shown.
-    """
-    with figure(title, subtitle, (7, 3.6)) as (_, (ax,)):
-        log_axis(ax.xaxis)
-        log_axis(ax.yaxis)
-        size = 8 + 3 * np.log2(runs["images"] / runs["images"].min())
-        own = runs[runs["model"].isin(chosen)]
-        for part, color in ((runs, (QUIET, 0.7)), (own, VALIDATION)):
-            ax.scatter(part["parameters"], part["error"], size[part.index], color=color, lw=0)
-        ax.set(xlabel="parameters", ylabel="validation error (%)")
 
 
 def all_weights(model: nn.Module, title: str) -> None:

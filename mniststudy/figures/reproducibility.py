@@ -18,9 +18,9 @@ from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 SCRIPT = """
 {first}
 from mnistlib import Config, load_mnist, train
-model = train(Config(**{settings}), load_mnist(), save=False, verbose=False).model
+run = train(Config(**{settings}), load_mnist(), folder={folder!r}, save={save}, verbose=False)
 from mniststudy.figures.reproducibility import digest
-print(digest(model))
+print(digest(run.model))
 """
 
 
@@ -38,10 +38,8 @@ def train_and_kill(config: Config, folder: Path, epochs: int) -> int:
         folder: an empty folder for the checkpoints.
         epochs: fewer than the Config's.
     """
-    settings = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items()]
-    command = [sys.executable, "-m", "mniststudy", "train", f"--folder={folder}", *settings]
     saved: set[Path] = set()  # each checkpoint stays for two epochs
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
+    with subprocess.Popen(_command(config, folder=str(folder))) as job:
         while job.poll() is None and len(saved) < epochs:
             time.sleep(0.02)
             saved |= set(folder.glob("mnist_model_*.pth"))
@@ -58,10 +56,15 @@ def train_in_new_process(config: Config, first: str = "", **environment: str) ->
         first: Python code that runs before any import.
         environment: environment variables in addition to those of this process.
     """
-    script = SCRIPT.format(first=first, settings=asdict(config))
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    environment = os.environ | environment
+    done = subprocess.run(_command(config, first), capture_output=True, text=True, env=environment)
     return done.stdout.strip() or done.stderr
+
+
+def _command(config: Config, first: str = "", folder: str | None = None) -> list[str]:
+    settings = asdict(config)
+    script = SCRIPT.format(first=first, settings=settings, folder=folder, save=folder is not None)
+    return [sys.executable, "-W", "ignore", "-c", script]
 
 
 def overlay_resumed(whole: Run, resumed: Run, step: int, title: str, subtitle: str) -> None:

@@ -3,105 +3,51 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import Barrier
+from time import perf_counter
 from timeit import timeit
 from typing import Any
 
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
-from torch import Tensor, nn
+from torch import nn
 
-from mnistlib import RECIPES, Budget, Config, ConfigError, Digits, Run, evaluate, load_mnist, train
-from mnistlib.model import normalise
+from mnistlib import RECIPES, Budget, Config, Digits, Run, build, evaluate, load_mnist, train
 from mnistlib.paths import runs_folder
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
 from ..runs.ledger import append_rows, commit, read_results, whole_seconds
-from .speed_loop import LOOP_STEPS, LoopOptions, TrainingSetup, TutorialLoop, training_setup
+from .speed_loop import KEPT, NOT_KEPT, TutorialLoop, config_parts, keras_parts, pytorch_parts
 
-# what a row says is written down in outputs/README.md
-COLUMNS = (
-    "go", "kind", "name", "base", "repetition", "images", "seconds", "evaluation_seconds",
-    "whole_images", "evaluations", "threads", "processes", "parameters", "multiply_accumulates",
-    "config_hash", "device", "torch", "commit",
-)  # fmt: skip
-CURVE_COLUMNS = (
-    "name", "seed", "epoch", "val_accuracy", "seconds", "parameters", "threads", "torch", "commit",
-)  # fmt: skip
-LABEL = "{kind}: {name}"  # of a measure
 IMAGES_PER_TIMING = 12_800  # of a piece of training that stands for the whole
 WARMUP_STEPS = 10  # before a clock starts
 Timing = tuple[float, float]
 """seconds of training, and of an evaluation of the validation images (0: not timed)"""
-Measure = tuple[dict[str, Any], Callable[[], Timing]]
-"""what is particular to the row of a measure, and how it is taken"""
-
-
-class _Normalised(nn.Sequential):
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward(normalise(pixels, self))
-
-
-class _Scaled(nn.Sequential):
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward(pixels / 255)
-
-
-def _keras_convnet() -> nn.Module:
-    """Build the network of Keras' example mnist_convnet from its layer list: 34,826 parameters."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2),  # -> (N, 32, 13, 13)
-        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),  # -> (N, 64, 5, 5)
-        nn.Flatten(), nn.Dropout(0.5), nn.Linear(1600, 10),
-    )  # fmt: skip
-
-
-def _pytorch_example() -> nn.Module:
-    """Build the network of PyTorch's example mnist from its layer list: 1,199,882 parameters."""
-    return _Normalised(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(),  # -> (N, 64, 24, 24)
-        nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(),  # -> (N, 9216)
-        nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
-    )  # fmt: skip
-
 
 # what the two loops are compared by: the recipe `fast` in a form that both can train
-ONE_EPOCH = replace(RECIPES["fast"], epochs=1, epoch_images=50_000, pct_start=0.2)
-ONE_EPOCH = replace(ONE_EPOCH, focus=0.0, ema_decay=0.98, slices=1)
-# As published: github.com/keras-team/keras-io, examples/vision/mnist_convnet.py (Adam as it comes);
-# github.com/pytorch/examples, mnist/main.py (Adadelta, rate 1, times 0.7 after each epoch)
-BASELINES = {
-    "reference": training_setup(RECIPES["reference"]),
-    "one-epoch": training_setup(ONE_EPOCH),
-    "keras": TrainingSetup(
-        Config(epochs=15, batch_size=128),
-        _keras_convnet,
-        lambda model: torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7),
-        None,
-    ),
-    "pytorch": TrainingSetup(
-        Config(epochs=14, batch_size=64),
-        _pytorch_example,
-        lambda model: torch.optim.Adadelta(model.parameters(), 1.0),
-        lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, steps, 0.7),
-    ),
+ONE_EPOCH = replace(
+    RECIPES["fast"], epochs=1, epoch_images=50_000, pct_start=0.2, focus=0.0, ema_decay=0.98,
+    slices=1,
+)  # fmt: skip
+EXAMPLES = {
+    "keras": (Config(epochs=15, batch_size=128), keras_parts),
+    "pytorch": (Config(epochs=14, batch_size=64), pytorch_parts),
 }
+BASELINES = EXAMPLES | {"one-epoch": (ONE_EPOCH, config_parts)}
 
 
 def example_networks() -> dict[str, nn.Module]:
     """Return the networks of Keras' and PyTorch's examples, untrained, for uint8 pixels."""
-    return {"keras": _Scaled(_keras_convnet()), "pytorch": _pytorch_example()}
+    return {name: parts(config, 1)[0] for name, (config, parts) in EXAMPLES.items()}
 
 
 def recipe_steps() -> dict[str, Config]:
@@ -125,70 +71,56 @@ def recipe_steps() -> dict[str, Config]:
     return steps
 
 
-def train_quietly(config: Config, digits: Digits, images: int = 0, **changes: Any) -> Run:
+def train_quietly(config: Config, digits: Digits, images: int = 0) -> Run:
     """Train by our loop, one epoch of so many images if given; hold out, save and print nothing."""
     if images:
-        changes |= {"epochs": 1, "epoch_images": images}
-    return train(replace(config, split="none", **changes), digits, save=False, verbose=False)
+        config = replace(config, epochs=1, epoch_images=images)
+    return train(replace(config, split="none"), digits, save=False, verbose=False)
 
 
-def time_our_loop(setup: TrainingSetup, digits: Digits, images: int = IMAGES_PER_TIMING) -> Timing:
+def time_our_loop(config: Config, digits: Digits, images: int = IMAGES_PER_TIMING) -> Timing:
     """Time our loop over some images (0: the whole training), and an evaluation."""
-    train_quietly(setup.config, digits, WARMUP_STEPS * setup.config.batch_size)
-    run, (_, ids) = train_quietly(setup.config, digits, images), digits.split()
-    pixels, labels = digits.train_images[ids], digits.train_labels[ids]
-    began = time.perf_counter()
-    evaluate(run.model.to(memory_format=torch.channels_last), pixels, labels)
-    return run.seconds, time.perf_counter() - began
+    train_quietly(config, digits, WARMUP_STEPS * config.batch_size)
+    run, (_, ids) = train_quietly(config, digits, images), digits.split()
+    model = run.model.to(memory_format=torch.channels_last)
+    validation = digits.train_images[ids], digits.train_labels[ids]
+    return run.seconds, timeit(lambda: evaluate(model, *validation), number=1)
 
 
 def time_tutorial_loop(
-    setup: TrainingSetup, digits: Digits, options: LoopOptions, images: int = IMAGES_PER_TIMING
+    config: Config, digits: Digits, images: int = IMAGES_PER_TIMING, **options: Any
 ) -> Timing:
-    """Time the tutorial's loop over some images (0: an epoch), and an evaluation."""
-    loop = TutorialLoop(setup, digits, options)
-    steps = iter(loop)
-    n = images // setup.config.batch_size or loop.steps_per_epoch
-    for n_steps in (WARMUP_STEPS, n):
-        began = time.perf_counter()
-        for _ in range(n_steps):
-            next(steps)
-        seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    loop.accuracy()
-    return seconds, time.perf_counter() - began
+    """Time the tutorial's loop, with options of `TutorialLoop`, and an evaluation."""
+    loop = TutorialLoop(config, digits, **options)
+    steps, n = iter(loop), -(-images // config.batch_size)
+    list(islice(steps, WARMUP_STEPS))
+    return timeit(lambda: list(islice(steps, n)), number=1), timeit(loop.accuracy, number=1)
 
 
-def time_matmul(threads: int) -> Timing:
+def time_matmul() -> Timing:
     """Time 20 products of 1024x1024 matrices: what the machine multiplies at best."""
-    (a, b), usual = torch.rand(2, 1024, 1024), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        timeit(lambda: a @ b, number=5)
-        return timeit(lambda: a @ b, number=20), 0.0
-    finally:
-        torch.set_num_threads(usual)
+    a, b = torch.rand(2, 1024, 1024)
+    timeit(lambda: a @ b, number=5)
+    return timeit(lambda: a @ b, number=20), 0.0
 
 
-def time_side_by_side(setup: TrainingSetup, digits: Digits, processes: int) -> Timing:
+def time_side_by_side(config: Config, digits: Digits, processes: int) -> Timing:
     """Time runs of one thread each in processes, from the first start to the last end."""
-    with TemporaryDirectory() as folder:
-        marks = [Path(folder) / str(i) for i in range(processes)]
-        config = replace(setup.config, epochs=1, epoch_images=IMAGES_PER_TIMING, threads=1)
-        jobs = [delayed(_train_beside)(config, digits, mark, marks) for mark in marks]
-        begins, ends = zip(*Parallel(processes)(jobs), strict=True)
-    get_reusable_executor().shutdown()  # idle workers would keep this process from its end
-    return max(ends) - min(begins), 0.0
+    context = get_context("spawn")
+    together = context.Barrier(processes + 1, timeout=600)
+    for _ in range(processes):
+        context.Process(target=_train_beside, args=(config, digits, together)).start()
+    together.wait()
+    return timeit(together.wait, number=1), 0.0
 
 
-def _train_beside(config: Config, digits: Digits, mark: Path, marks: list[Path]) -> Timing:
-    """Train when all processes are warm, which their marks say; return begin and end."""
+def _train_beside(config: Config, digits: Digits, together: Barrier) -> None:
+    """Train when all processes are warm, and tell the others when it is done."""
+    config = replace(config, threads=1)
     train_quietly(config, digits, WARMUP_STEPS * config.batch_size)
-    mark.touch()
-    while not all(other.exists() for other in marks):
-        time.sleep(0.001)
-    began = time.perf_counter()
-    return began, began + train_quietly(config, digits).seconds
+    together.wait()
+    train_quietly(config, digits, IMAGES_PER_TIMING)
+    together.wait()
 
 
 def memory_table(config: Config) -> pd.Series:
@@ -205,108 +137,96 @@ def memory_table(config: Config) -> pd.Series:
     }
     # not by getrusage: a process starts with the peak of the one that started it
     peak = "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
-    lines = ["import re, torch", peak, *(f"{do}\n{peak}" for do in stages.values())]
-    command = [sys.executable, "-c", "\n".join(lines)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    script = "\n".join(["import re, torch", peak, *(f"{do}\n{peak}" for do in stages.values())])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     added = [(int(b) - int(a)) / 1e3 for a, b in pairwise(done.stdout.split())]
     return pd.Series(added, list(stages)[: len(added)], name="MB").round()
 
 
-def measures(digits: Digits) -> Iterator[Measure]:
-    """Yield everything that is timed, on as many threads as torch is set to."""
-    reference, n_train = BASELINES["reference"], len(digits.split()[0])
-    counts = sorted({1, torch.get_num_threads()})
+def measures(digits: Digits) -> Iterator[tuple[dict[str, Any], Callable[[], Timing]]]:
+    """Yield what is particular to the row of each measure, and how the measure is taken."""
+    reference, n_train = RECIPES["reference"], len(digits.split()[0])
+    threads, networks = torch.get_num_threads(), example_networks()
 
-    def entry(kind: str, name: str, setup: TrainingSetup, timer: Callable, **more: Any) -> Measure:
-        config, cost = setup.config, Budget(setup.build())
-        whole = config.epochs * (config.epoch_images or n_train)
+    def entry(kind: str, name: str, config: Config, timer: Callable, **more: Any) -> Any:
+        cost = Budget(networks.get(name) or build(config.model))
         row = {"kind": kind, "name": name, "images": IMAGES_PER_TIMING}
         row |= {"parameters": cost.parameters, "multiply_accumulates": cost.multiply_accumulates}
-        row["config_hash"] = None if kind == "peer" else config.hash("mnist")
-        row["whole_images"] = whole if kind in ("step", "peer", "run") else None
-        if kind == "peer" or name in LOOP_STEPS:
-            row["evaluations"] = config.epochs - 1
-        return row | more, partial(timer, setup, digits)
+        row["config_hash"] = None if name in networks else config.hash("mnist")
+        if kind in ("step", "peer", "run"):
+            row["whole_images"] = config.epochs * (config.epoch_images or n_train)
+        return row | more, partial(timer, config, digits)
 
-    for n in counts:
-        row = {"kind": "matmul", "name": f"{n} threads", "images": 20, "threads": n}
-        yield row | {"multiply_accumulates": 1024**3}, partial(time_matmul, n)
-    tutorial = partial(time_tutorial_loop, options=LoopOptions())
-    for name in ("keras", "pytorch"):
-        yield entry("peer", name, BASELINES[name], tutorial)
+    product = {"kind": "matmul", "name": f"{threads} threads", "multiply_accumulates": 1024**3}
+    yield product | {"images": 20}, time_matmul
+    for name, (config, parts) in EXAMPLES.items():
+        timer = partial(time_tutorial_loop, parts=parts)
+        yield entry("peer", name, config, timer, evaluations=config.epochs - 1)
     # an epoch with its evaluation stands for the twenty
-    more = {"images": n_train, "evaluations": reference.config.epochs}
-    yield entry("run", "conventional", reference, partial(tutorial, images=0), **more)
-    for name, (base, options) in LOOP_STEPS.items():
-        timer = partial(time_tutorial_loop, options=options)
-        yield entry("step", name, reference, timer, base=base)
-    base = "freed memory kept"
-    ours = {"our loop, evaluated at the end": reference.config} | recipe_steps()
-    for name, config in ours.items():
-        yield entry("step", name, training_setup(config), time_our_loop, base=base)
+    timer, whole = partial(time_tutorial_loop, images=n_train), {"images": n_train}
+    yield entry("run", "conventional", reference, timer, evaluations=reference.epochs, **whole)
+    names = ("", "conventional loop", *KEPT)
+    steps = [(base, name, KEPT[:n]) for n, (base, name) in enumerate(pairwise(names))]
+    steps += [(KEPT[-1], name, (*KEPT, name)) for name in NOT_KEPT]
+    for base, name, changes in steps:
+        timer, more = partial(time_tutorial_loop, changes=changes), {"base": base}
+        yield entry("step", name, reference, timer, evaluations=reference.epochs - 1, **more)
+    base = KEPT[-1]
+    for name, config in {"our loop, evaluated at the end": reference, **recipe_steps()}.items():
+        yield entry("step", name, config, time_our_loop, base=base)
         base = name
-    for name, n in (("one run, one process", 1), ("two runs side by side", 2)):
+    for n, name in enumerate(("one run, one process", "two runs side by side"), 1):
         more = {"images": n * IMAGES_PER_TIMING, "threads": 1, "processes": n}
         yield entry("pair", name, reference, partial(time_side_by_side, processes=n), **more)
-    recipes = {name: RECIPES[name] for name in ("reference-fast", "fast", "sprint")}
-    for name, config in list(recipes.items())[:2]:
-        for n in counts:
-            setup = training_setup(replace(config, threads=n))
-            yield entry("threads", f"{name}, {n} threads", setup, time_our_loop, threads=n)
-        timer = partial(time_tutorial_loop, options=LOOP_STEPS["freed memory kept"][1])
-        setup = training_setup(replace(config, slices=1))
-        yield entry("threads", f"{name}, torch's own threads", setup, timer)
-    for name, config in recipes.items():
-        whole = config.epochs * config.epoch_images
-        timer = partial(time_our_loop, images=0)
-        yield entry("run", name, training_setup(config), timer, images=whole)
+    for recipe in ("reference-fast", "fast"):
+        for n in sorted({1, threads}):
+            config, name = replace(RECIPES[recipe], threads=n), f"{recipe}, {n} threads"
+            yield entry("threads", name, config, time_our_loop, threads=n)
+        config, timer = (
+            replace(RECIPES[recipe], slices=1),
+            partial(time_tutorial_loop, changes=KEPT),
+        )
+        yield entry("threads", f"{recipe}, torch's own threads", config, timer)
+    for recipe in ("reference-fast", "fast", "sprint"):
+        row, _ = entry("run", recipe, RECIPES[recipe], time_our_loop)
+        row["images"] = row["whole_images"]
+        yield row, partial(time_our_loop, RECIPES[recipe], digits, images=0)
 
 
 def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
     """Time everything in rounds and append the rows to `speed.csv`; return its path.
 
-    A round goes through all measures, so that a machine that slows down slows all of them. Each has
-    a new process: how ours uses memory would change the loops that are timed after it.
+    The machine must be idle meanwhile, for about half an hour on two cores. A round goes through
+    all measures, so that a machine that slows down slows all of them. Each has a new process: how
+    ours uses memory would change the loops that are timed after it.
 
     Args:
         folder: of the ledger; by default `runs_folder()`.
         repetitions: of each measure, the rounds.
-        only: measure only what has this text in its kind or name.
+        only: measure only what has this text in `kind: name`.
 
     Raises:
-        ConfigError: nothing is to be measured.
         LedgerError: `speed.csv` is another table, or cannot be written.
     """
     path = (folder or runs_folder()) / "speed.csv"
-    if repetitions < 1 or not _chosen(only):
-        raise ConfigError(f"no measure has {only!r} in its name, or repetitions is below 1")
-    append_rows(path, COLUMNS, [])  # another table is refused before the work
-    common = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "evaluations": 0}
-    common |= {"threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
-    common |= {"torch": str(torch.__version__), "commit": commit()}
+    session = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     for repetition in range(1, repetitions + 1):
-        in_new_process(_round, path, common | {"repetition": repetition}, only)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(_round, path, session | {"repetition": repetition}, only).result()
     return path
 
 
-def in_new_process(work: Callable, *arguments: Any) -> None:
-    """Call a function in a new process and wait for its end."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(work, *arguments).result()
-
-
-def _round(path: Path, common: dict[str, Any], only: str) -> None:
-    torch.set_num_threads(common["threads"])
-    for about, measure in _chosen(only):
-        seconds, evaluation = measure()
-        row = common | about | {"seconds": round(seconds, 4)}
-        row["evaluation_seconds"] = round(evaluation, 4) or None
-        append_rows(path, COLUMNS, [row])
-        print(f"round {row['repetition']}  {LABEL.format(**row)}, {seconds:.2f} s", flush=True)
-
-
-def _chosen(only: str) -> list[Measure]:
-    return [m for m in measures(load_mnist("mnist")) if only in LABEL.format(**m[0])]
+def _round(path: Path, session: dict[str, Any], only: str) -> None:
+    """Take each measure once and append its row, with the columns of the committed table."""
+    columns = list(map(str, read_results("speed")))
+    usual = {"evaluations": 0, "threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
+    usual |= session | {"torch": str(torch.__version__), "commit": commit()}
+    for about, measure in measures(load_mnist("mnist")):
+        if only in (label := f"{about['kind']}: {about['name']}"):
+            seconds, evaluation = (round(value, 4) for value in measure())
+            timing = {"seconds": seconds, "evaluation_seconds": evaluation or None}
+            append_rows(path, columns, [usual | about | timing])
+            print(f"round {session['repetition']}  {label}, {seconds:.2f} s", flush=True)
 
 
 def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
@@ -314,33 +234,37 @@ def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
 
     Args:
         name: in `BASELINES`.
-        seeds: those that the file has already are left out.
+        seeds: those that the file does not have yet.
         folder: of the ledger; by default `runs_folder()`.
 
     Raises:
         LedgerError: `curves.csv` is another table, or cannot be written.
     """
     path = (folder or runs_folder()) / "curves.csv"
-    append_rows(path, CURVE_COLUMNS, [])  # another table is refused before the work
-    known = set(pd.read_csv(path).query("name == @name")["seed"])
-    jobs = [delayed(_curve)(name, seed) for seed in seeds if seed not in known]
-    text = "{name} seed {seed}: {val_accuracy:.2f} % after {epoch} epochs, {seconds:.0f} s"
-    for rows in Parallel(-1, return_as="generator_unordered")(jobs):
-        append_rows(path, CURVE_COLUMNS, rows)
-        print(text.format(**rows[-1]), flush=True)
+    columns = list(map(str, read_results("curves")))  # those of the committed table
+    append_rows(path, columns, [])  # another table is refused before the work
+    jobs = [delayed(_curve)(name, seed) for seed in seeds]
+    for rows in Parallel(-1, return_as="generator_unordered", verbose=10)(jobs):
+        append_rows(path, columns, rows)
     return path
 
 
 def _curve(name: str, seed: int) -> list[dict[str, Any]]:
     """Train a baseline on one thread; return a row per epoch."""
     torch.set_num_threads(1)
+    config, parts = BASELINES[name]
+    loop = TutorialLoop(config, load_mnist("mnist"), seed=seed, parts=parts)
     row = {"name": name, "seed": seed, "threads": 1, "torch": str(torch.__version__)}
-    loop = TutorialLoop(BASELINES[name], load_mnist("mnist"), LoopOptions(), seed)
     row |= {"parameters": sum(p.numel() for p in loop.model.parameters()), "commit": commit()}
-    return [
-        row | {"epoch": epoch, "val_accuracy": round(accuracy, 4), "seconds": round(seconds, 2)}
-        for epoch, seconds, accuracy in loop.epochs()
-    ]
+    rows, began = [], perf_counter()
+    for step in loop:
+        if step % loop.steps_per_epoch == 0:
+            row |= {
+                "epoch": step // loop.steps_per_epoch,
+                "val_accuracy": round(loop.accuracy(), 4),
+            }
+            rows.append(row | {"seconds": round(perf_counter() - began, 2)})
+    return rows
 
 
 def step_table(folder: Path | None = None) -> pd.DataFrame:
