@@ -13,8 +13,8 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference release ablations bench latency test stress browser lint unit nbval lab
-.PHONY: notebooks site lock clean help
+.PHONY: run reference release ablations bench steps latency test stress browser lint unit nbval
+.PHONY: lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/mnist notebooks
@@ -45,6 +45,12 @@ ablations: $(READY)      ## train the comparisons of notebook 06 again, eight se
 
 bench: $(READY)          ## time the trainings of notebook 08 on an idle machine (half an hour)
 	@$(BIN)/python -c 'from mniststudy.figures.speed import bench; print(bench())'
+
+steps: $(READY)          ## train the steps and the yardsticks of notebook 08, for their accuracy (hours)
+	@$(BIN)/python -c 'from mniststudy.figures.speed import recipe_steps; from mniststudy.runs.sweep import sweep; \
+		sweep(list(recipe_steps().values()), data="mnist")'
+	@$(BIN)/python -c 'from mniststudy.figures.speed import BASELINES, curves; \
+		[print(curves(name, [0])) for name in BASELINES]'
 
 latency: $(READY)        ## time answers, for the README, on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'
