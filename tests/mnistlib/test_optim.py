@@ -1,6 +1,5 @@
 """Optimizers and schedules: what each step and each learning rate is."""
 
-import itertools
 import math
 
 import pytest
@@ -25,15 +24,13 @@ PUBLISHED = [
 # Optimizers
 
 
-@pytest.mark.parametrize("shape", [(8, 72), (16, 144), (32, 9), (8, 8)])
+@pytest.mark.parametrize("shape", [(8, 72), (32, 9)])
 def test_an_orthogonal_step_keeps_the_singular_vectors_and_evens_the_values(shape):
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     inner = left.T @ orthogonal(matrix, steps=8) @ right.T
-    off_diagonal = inner - inner.diag().diag()
-    assert off_diagonal.abs().max() < 1e-3
-    assert inner.diag().min() > 0.5
-    assert inner.diag().max() < 1.3
+    assert (inner - inner.diag().diag()).abs().max() < 1e-3
+    assert 0.5 < inner.diag().min() < inner.diag().max() < 1.3
 
 
 def test_the_iteration_is_jordans_quintic_of_five_steps():
@@ -76,37 +73,35 @@ def test_without_orthogonal_groups_muon_is_nesterov_sgd(twins):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_adam_and_adamw_are_torchs(twins, name):
-    config = Config(optimizer=name, max_lr=0.03, weight_decay=0.1)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    known = kind(twins[1].parameters(), lr=0.03, weight_decay=0.1)
-    found = steps_of(twins[0], make_optimizer(twins[0], config))
-    for a, b in zip(found, steps_of(twins[1], known), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_sgd_is_torchs_with_nesterov_momentum_and_decays_matrices_alone(twins):
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimizers_are_torchs_and_sgd_decays_matrices_alone(twins, name):
     ours, theirs = twins
-    config = Config(optimizer="sgd", max_lr=0.1, weight_decay=0.2)
-    groups = [
-        {"params": [theirs[1].weight], "weight_decay": 0.2},
-        {"params": [theirs[1].bias, *theirs[0].parameters()]},
-    ]
-    known = torch.optim.SGD(groups, 0.1, momentum=0.9, nesterov=True)
+    if name == "sgd":
+        groups = [
+            {"params": [theirs[1].weight], "weight_decay": 0.1},
+            {"params": [theirs[1].bias, *theirs[0].parameters()]},
+        ]
+        known = torch.optim.SGD(groups, 0.03, momentum=0.9, nesterov=True)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+        known = kind(theirs.parameters(), lr=0.03, weight_decay=0.1)
+    config = Config(optimizer=name, max_lr=0.03, weight_decay=0.1)
     for a, b in zip(
         steps_of(ours, make_optimizer(ours, config)), steps_of(theirs, known), strict=True
     ):
         torch.testing.assert_close(a, b)
 
 
-def test_muon_turns_only_inner_filters_and_moves_every_parameter():
+def test_muon_turns_only_inner_filters_and_decays_the_other_matrices():
     model = build("reference", dropout=0.0)
-    optimizer = make_optimizer(model, Config(optimizer="muon", max_lr=0.2))
-    turned = {id(p) for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]}
-    names = [name for name, p in model.named_parameters() if id(p) in turned]
-    assert names == ["conv2.weight", "conv3.weight", "conv4.weight", "conv5.weight"]
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    optimizer = make_optimizer(model, Config(optimizer="muon", max_lr=0.2, weight_decay=0.25))
+    group_of = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    groups = {name: group_of[id(p)] for name, p in model.named_parameters()}
+    turned = [name for name, g in groups.items() if g["orthogonal"]]
+    assert turned == ["conv2.weight", "conv3.weight", "conv4.weight", "conv5.weight"]
+    decays = {name: g["weight_decay"] for name, g in groups.items() if g["weight_decay"]}
+    assert decays == dict.fromkeys(("conv1.weight", "onecross.weight", "conv6.weight"), 0.25)
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     pixels = torch.randint(0, 256, (8, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     model(pixels.to(torch.uint8)).square().sum().backward()
@@ -115,19 +110,7 @@ def test_muon_turns_only_inner_filters_and_moves_every_parameter():
     # the learning rate of 0.2 times a tenth
     step = (model.conv4.weight - before["conv4.weight"]).flatten(1) / 0.02
     values = torch.linalg.svdvals(step.detach())
-    assert values.median() > 0.5
-    assert values.max() < 1.3
-
-
-def test_muon_decays_what_it_does_not_turn_but_for_batchnorm():
-    model = build("reference")
-    optimizer = make_optimizer(model, Config(optimizer="muon", weight_decay=0.25))
-    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    found = {name: decays[id(p)] for name, p in model.named_parameters()}
-    decayed = {name for name, decay in found.items() if decay}
-    assert decayed == {"conv1.weight", "onecross.weight", "conv6.weight"}
-    assert {found[name] for name in decayed} == {0.25}
-    assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
+    assert 0.5 < values.median() < values.max() < 1.3
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
@@ -156,21 +139,12 @@ def rates(**settings) -> list[float]:
     return learning_rates(Config(epochs=1, cycle_momentum=False, max_lr=1.0, **settings), 100)
 
 
-def test_the_constant_schedule_warms_up_in_a_straight_line_and_stays():
-    found = rates(anneal="constant", pct_start=0.2)
-    assert found[:20] == pytest.approx([0.04 + 0.96 * step / 20 for step in range(20)])
-    assert found[20:] == [1.0] * 81
-
-
-def test_the_step_schedule_falls_to_a_tenth_twice():
-    found = rates(anneal="step", pct_start=0.1)
-    assert found[10:60] == [1.0] * 50
-    assert found[60:85] == pytest.approx([0.1] * 25)
-    assert found[85:] == pytest.approx([0.01] * 16)
-
-
-def test_without_warm_up_a_schedule_begins_at_its_peak():
-    assert rates(anneal="constant", pct_start=0.0) == [1.0] * 101
+def test_other_schedules_rise_in_a_straight_line_and_stay_or_fall_to_a_tenth_twice():
+    constant = rates(anneal="constant", pct_start=0.2)
+    assert constant[:20] == pytest.approx([0.04 + 0.96 * step / 20 for step in range(20)])
+    assert constant[20:] == rates(anneal="constant", pct_start=0.0)[20:] == [1.0] * 81
+    step = rates(anneal="step", pct_start=0.1)
+    assert step[10:] == pytest.approx([1.0] * 50 + [0.1] * 25 + [0.01] * 16)
 
 
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
@@ -188,10 +162,10 @@ def test_one_cycle_is_torchs(anneal):
     assert learning_rates(config, 7) == [max(0.0, rate) for rate in expected]
 
 
-def test_the_linear_schedule_falls_in_a_straight_line_to_nothing():
+def test_the_linear_schedule_ends_at_nothing_and_looking_at_rates_draws_no_random_numbers():
+    random_state = torch.get_rng_state()
     found = rates(anneal="linear", pct_start=0.2)
-    differences = [b - a for a, b in itertools.pairwise(found[19:100])]
-    assert max(differences) - min(differences) == pytest.approx(0, abs=1e-9)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert found[99] == pytest.approx(0, abs=1e-5)
     assert found[100] == 0
 
@@ -212,22 +186,13 @@ def test_the_rates_that_are_told_are_those_that_an_optimizer_gets(anneal):
     assert learning_rates(config, 10)[:-1] == used
 
 
-def epoch_ends(batches) -> list[str]:
-    found = learning_rates(RECIPES["reference"], batches)
-    assert len(found) == 20 * batches + 1
-    return [f"{rate:.6f}" for rate in found[batches::batches]]
-
-
 def test_391_batches_an_epoch_reproduce_all_twenty_published_learning_rates():
-    assert len(PUBLISHED) == 20
-    assert epoch_ends(391) == PUBLISHED
+    ends = {n: learning_rates(RECIPES["reference"], n)[n::n] for n in (391, 469)}
+    assert [f"{rate:.6f}" for rate in ends[391]] == PUBLISHED
+    assert [f"{rate:.6f}" for rate in ends[469]] != PUBLISHED  # of all 60,000 images
 
 
-def test_469_batches_all_60000_images_do_not_reproduce_them():
-    assert epoch_ends(469) != PUBLISHED
-
-
-@settings(max_examples=80, deadline=None, database=None, derandomize=True)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(
     pct_start=st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.5, 0.95]) | st.floats(0, 0.95),
     anneal=st.sampled_from(["cos", "linear", "step", "constant"]),
@@ -238,15 +203,4 @@ def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(pct_start, a
     found = learning_rates(config, steps)
     assert len(found) == steps + 1
     assert all(math.isfinite(rate) and 0 <= rate <= 0.01 + 1e-9 for rate in found)
-
-
-@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.15, 0.5, 0.95])
-def test_a_short_run_has_learning_rates_above_zero(pct_start):
-    found = learning_rates(Config(epochs=1, max_lr=0.01, pct_start=pct_start), 10)
-    assert 0 < max(found) <= 0.01
-
-
-def test_looking_at_learning_rates_leaves_the_random_state_as_it_was():
-    random_state = torch.get_rng_state()
-    learning_rates(Config(epochs=1), 3)
-    assert torch.equal(torch.get_rng_state(), random_state)
+    assert max(found) > 0
