@@ -2,16 +2,16 @@
 
 import copy
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from core_helpers import LOOP, after_step, same, state_in, stop_after, weights, without_seconds
+from core_helpers import LOOP, after_step, same, state_in
 from torch import nn
 
-from mnistlib import RECIPES, ConfigError, augment, build, evaluate, train
+from mnistlib import augment, build, evaluate, train
 from mnistlib.evaluate import predict_logits
 from mnistlib.slices import Slices, side_by_side
 
@@ -26,7 +26,7 @@ def torch_threads():
     torch.set_num_threads(usual)
 
 
-@pytest.mark.parametrize(("threads", "usual"), [(1, 2), (2, 1), (0, 2), (0, 1), (4, 3)])
+@pytest.mark.parametrize(("threads", "usual"), [(1, 2), (2, 1), (0, 2)])
 def test_calls_run_in_so_many_threads_each_with_one_of_torchs(torch_threads, threads, usual):
     torch_threads(usual)
     n = threads or usual
@@ -54,12 +54,12 @@ def test_results_come_in_order_whichever_is_done_first():
         assert list(each(call, range(5))) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_error_reaches_the_caller_and_torchs_threads_are_put_back(torch_threads, threads):
+def test_an_error_reaches_the_caller_and_torchs_threads_are_put_back(torch_threads):
     torch_threads(3)
-    with pytest.raises(ZeroDivisionError), side_by_side(threads) as each:
-        list(each(lambda i: 1 / i, [1, 0]))
-    assert torch.get_num_threads() == 3
+    for threads in (1, 2):
+        with pytest.raises(ZeroDivisionError), side_by_side(threads) as each:
+            list(each(lambda i: 1 / i, [1, 0]))
+        assert torch.get_num_threads() == 3
 
 
 # One step, computed by hand
@@ -78,7 +78,7 @@ def sliced(model, n, images, labels, threads=1, loss=F.cross_entropy):
         return Slices(model, n, each).backward(images, labels, loss)
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (7, [4, 3]), (3, [2, 1]), (1, [1])])
+@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (7, [4, 3]), (1, [1])])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gradients_are_those_of_the_mean_over_all_images(n, sizes, reduction):
     """A plain loop over the same slices, in double precision, each normalised by itself."""
@@ -102,17 +102,7 @@ def test_gradients_are_those_of_the_mean_over_all_images(n, sizes, reduction):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_where_nothing_is_normalised_slices_change_nothing_but_rounding():
-    torch.manual_seed(0)
-    whole = build("reference-unnormalised", dropout=0.0)
-    cut = copy.deepcopy(whole)
-    sliced(whole, 1, *batch(13))
-    sliced(cut, 4, *batch(13))
-    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("n", [8, 7, 5])
+@pytest.mark.parametrize("n", [8, 7])
 def test_running_statistics_move_towards_the_mean_of_the_slices_by_images(n):
     images, labels = batch(n)
     images = images * torch.arange(1.0, n + 1)[:, None, None, None]  # slices that differ
@@ -156,17 +146,7 @@ def test_replicas_share_the_weights_and_nothing_else():
         assert not any(a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
-def test_slices_are_computed_at_the_same_time():
-    together = threading.Barrier(2)
-
-    def loss(logits, labels):
-        together.wait(timeout=20)
-        return F.cross_entropy(logits, labels)
-
-    sliced(build("early", dropout=0.0), 2, *batch(8), threads=2, loss=loss)
-
-
-@pytest.mark.parametrize("late", [0, 1, 2])
+@pytest.mark.parametrize("late", [0, 2])
 def test_whichever_slice_is_done_last_the_bits_are_the_same(late):
     """Gradients are added in the order of the slices, not in that of their ends."""
     results, done = [], threading.Semaphore(0)
@@ -199,29 +179,6 @@ def test_whichever_slice_is_done_last_the_bits_are_the_same(late):
 # Whole runs
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_a_recipe_has_the_same_bits_on_any_number_of_threads(tiny_digits, tmp_path, name):
-    runs = []
-    for threads in (1, 2, 4):
-        config = replace(
-            RECIPES[name],
-            epochs=2,
-            epoch_images=300,
-            batch_size=70,
-            device="cpu",
-            threads=threads,
-            pool="",  # it is there only where it was built
-        )
-        folder = tmp_path / str(threads)
-        runs.append(train(config, tiny_digits, folder=folder, eval_every=4, verbose=False))
-    first, *others = runs
-    assert first.versions["threads"] == "1"
-    for run in others:
-        assert same(weights(run), weights(first))
-        assert run.curve == first.curve
-        assert same(state_in(run.checkpoint), state_in(first.checkpoint))
-
-
 @pytest.fixture
 def sliced_config(tiny_config):
     """Three slices of 9, 9 and 7 images, with everything on that slices allow."""
@@ -230,31 +187,22 @@ def sliced_config(tiny_config):
     )
 
 
-def test_a_sliced_run_resumes_at_every_step_to_the_same_bits(
-    sliced_config, tiny_digits, monkeypatch, tmp_path
-):
-    whole = train(sliced_config, tiny_digits, folder=tmp_path / "whole", verbose=False)
-    for step in range(1, 8):
-        folder = tmp_path / f"{step}"
-        with monkeypatch.context() as m:
-            stop_after(m, step)
-            run = train(sliced_config, tiny_digits, folder=folder, verbose=False)
-        assert run.interrupted
-        again = train(
-            replace(sliced_config, threads=1), tiny_digits, folder, folder=folder, verbose=False
+def test_a_run_has_the_same_bits_on_any_number_of_threads(sliced_config, tiny_digits, tmp_path):
+    first, *others = (
+        train(
+            replace(sliced_config, threads=threads), tiny_digits, folder=tmp_path / f"{threads}",
+            eval_every=3, verbose=False,
         )
-        assert same(weights(again), weights(whole)), step
-        assert same(state_in(again.checkpoint), state_in(whole.checkpoint)), step
-
-
-def test_slices_are_another_training_by_no_more_than_their_statistics(sliced_config, tiny_digits):
-    cut = train(sliced_config, tiny_digits, save=False, verbose=False)
+        for threads in (1, 2, 4)
+    )  # fmt: skip
+    assert first.versions["threads"] == "1"
+    for run in others:
+        assert run.curve == first.curve
+        assert same(state_in(run.checkpoint), state_in(first.checkpoint))
     whole = train(replace(sliced_config, slices=1), tiny_digits, save=False, verbose=False)
-    assert cut.config.hash("mnist") != whole.config.hash("mnist")
-    assert cut.curve["lr"] == whole.curve["lr"]
-    assert cut.curve["loss"] != whole.curve["loss"]
-    assert cut.curve["loss"][0] == pytest.approx(whole.curve["loss"][0], rel=0.1)
-    assert not same(weights(cut), weights(whole))
+    assert first.curve["lr"] == whole.curve["lr"]
+    assert first.curve["loss"] != whole.curve["loss"]  # another training, by its statistics
+    assert first.curve["loss"][0] == pytest.approx(whole.curve["loss"][0], rel=0.1)
 
 
 def test_augmentation_is_drawn_for_the_whole_batch(sliced_config, tiny_digits, monkeypatch):
@@ -302,17 +250,10 @@ def test_more_slices_than_images_are_one_image_each(sliced_config, tiny_digits):
     assert len(run.curve["loss"]) == 5
 
 
-def test_dropout_in_slices_is_refused_with_a_remedy():
-    with pytest.raises(ConfigError, match=r"^dropout is 0\.05 with 2 slices; .*: set it to 0$"):
-        replace(RECIPES["reference"], slices=2)
-    assert replace(RECIPES["reference"], slices=2, dropout=0).slices == 2
-    assert {f.name: f.default for f in fields(RECIPES["reference"])}["slices"] == 1
-
-
 # Evaluation
 
 
-@pytest.mark.parametrize("n", [1, 128, 129, 600])
+@pytest.mark.parametrize("n", [1, 129])
 def test_evaluation_has_the_same_bits_on_any_number_of_threads(tiny_digits, torch_threads, n):
     torch.manual_seed(0)
     model = build("reference").eval()
@@ -341,13 +282,3 @@ def test_evaluation_uses_the_threads_it_is_given():
             return x.flatten(1)[:, :10].float() * self.weight
 
     assert predict_logits(Meeting(), torch.zeros(256, 1, 28, 28), 2).shape == (256, 10)
-
-
-def test_the_history_of_a_run_is_the_same_on_any_number_of_threads(sliced_config, tiny_digits):
-    rows = [
-        without_seconds(
-            train(replace(sliced_config, threads=t), tiny_digits, save=False, verbose=False).history
-        )
-        for t in (1, 2, 3)
-    ]
-    assert rows[0] == rows[1] == rows[2]
