@@ -1,0 +1,103 @@
+"""Building a pool: each answer is the teachers' mean, the name says what it was made of."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mnistlib import RECIPES, Config, ConfigError, load_model, train
+from mnistlib.distill import TEMPERATURE, load_pool, pool_folder
+from mniststudy.cli import main
+from mniststudy.runs.ledger import read_results
+from mniststudy.runs.stacked import train_stacked
+from mniststudy.runs.teachers import build_pool
+
+CPU = torch.device("cpu")
+AUGMENTED = Config(degrees=10, pixels=1, elastic=0.5)
+TEACHER = Config(model="c4k5s2p d pooled", epochs=1, epoch_images=100, device="cpu", threads=1)
+STUDENT = replace(TEACHER, optimizer="sgd", max_lr=0.02, cycle_momentum=False, dropout=0, seed=4)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_digits, tmp_path_factory):
+    """A pool of two views by two teachers, the folder of runs, and a teacher of another split."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNISTLIB_RUNS", str(runs))
+        configs = replace(TEACHER, seed=1), replace(TEACHER, seed=2), replace(TEACHER, split="last")
+        *teachers, other = (train(c, tiny_digits, verbose=False).checkpoint for c in configs)
+        name = build_pool(teachers, tiny_digits, AUGMENTED, 2, CPU)
+    return name, teachers, runs, other
+
+
+@pytest.fixture(autouse=True)
+def in_its_folder(made, monkeypatch):
+    monkeypatch.setenv("MNISTLIB_RUNS", str(made[2]))
+
+
+def test_a_pool_holds_the_mean_answers_of_the_teachers_and_what_it_was_made_of(made, tiny_digits):
+    name, teachers, _, _ = made
+    found = load_pool(Config(pool=name, split="none"), tiny_digits, CPU)
+    models = [load_model(path) for path in teachers]
+    seen = found.images[1].unsqueeze(1)
+    with torch.no_grad():
+        answers = torch.stack([(m(seen) / TEMPERATURE).softmax(1) for m in models]).mean(0)
+    torch.testing.assert_close(found.targets[1].float(), answers, rtol=0, atol=1e-3)
+    about = json.loads((pool_folder(name) / "pool.json").read_text())
+    assert (about["views"], about["split"], about["source"]) == (2, "random", "mnist")
+    assert [teacher.rpartition("-")[2] for teacher in about["teachers"]] == ["1", "2"]
+    assert about["augmentation"] == AUGMENTED.augmentation
+
+
+def test_building_again_makes_what_is_missing_or_cut_short_and_nothing_else(made, tiny_digits):
+    name, teachers, _, _ = made
+    whole, cut = (pool_folder(name) / f"{view}.f16" for view in range(2))
+    before, stamp = cut.read_bytes(), whole.stat().st_mtime_ns
+    cut.write_bytes(before[:-20])
+    assert build_pool(teachers, tiny_digits, AUGMENTED, 2, CPU) == name
+    assert cut.read_bytes() == before
+    assert whole.stat().st_mtime_ns == stamp
+
+
+def test_the_name_follows_from_teachers_views_and_augmentation(made, tiny_digits):
+    name, teachers, _, _ = made
+    others = [
+        build_pool(teachers[:1], tiny_digits, AUGMENTED, 2, CPU),
+        build_pool(teachers, tiny_digits, AUGMENTED, 1, CPU),
+        build_pool(teachers, tiny_digits, Config(degrees=5), 2, CPU),
+    ]
+    assert len({name, *others}) == 4
+
+
+def test_teachers_of_other_digits_or_of_different_splits_are_refused(made, tiny_digits):
+    _, teachers, _, other = made
+    with pytest.raises(ConfigError, match="not all teachers were trained on the source 'other'"):
+        build_pool(teachers, replace(tiny_digits, source="other"), AUGMENTED, 2, CPU)
+    with pytest.raises(ConfigError, match=r"different splits \(last, random\)"):
+        build_pool([*teachers, other], tiny_digits, AUGMENTED, 2, CPU)
+
+
+def test_a_stacked_student_trains_on_the_pool_as_one_alone_does(made, tiny_digits):
+    student = replace(STUDENT, pool=made[0])
+    alone = train(student, tiny_digits, save=False, verbose=False)
+    (stacked,) = train_stacked([student], tiny_digits)
+    assert stacked.curve["loss"] == pytest.approx(alone.curve["loss"], rel=5e-3)
+
+
+def test_the_command_builds_a_pool_and_adds_it_to_the_ledger_once(
+    made, tiny_digits, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr("mnistlib.load_mnist", lambda source: tiny_digits)
+    words = ["teach", *map(str, made[1]), "--views", "1", "--ledger", str(tmp_path)]
+    for _ in range(2):
+        assert main(words) == 0
+    name = capsys.readouterr().out.split("train with --pool ")[-1].strip()
+    (row,) = read_results("pools", tmp_path).to_dict("records")
+    assert (row["pool"], row["split"], row["views"]) == (name, "random", 1)
+    amounts = (f"{k} {v:g}" for k, v in RECIPES["teacher"].augmentation.items())
+    assert row["augmentation"] == ", ".join(amounts)
+    assert [teacher.rpartition("-")[2] for teacher in row["teachers"].split()] == ["1", "2"]
+    (tmp_path / "pools.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    assert main(words) == 1
+    assert "pools.csv has other columns" in capsys.readouterr().err
