@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mnistlib import train
 from mnistlib.sampler import Sampler
 
-few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+few = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
 
 @few
@@ -74,26 +74,17 @@ def test_focus_takes_its_share_from_the_images_with_the_greatest_losses(n, share
 
 
 def test_what_focus_does_not_take_is_drawn_from_all_the_others_and_all_is_shuffled():
-    losses = torch.arange(200.0)
     seen: Counter = Counter()
     early: Counter = Counter()
-    for seed in range(300):
-        drawn = with_losses(losses, 60, 0.5, seed).sample_epoch().tolist()
+    for seed in range(100):
+        drawn = with_losses(torch.arange(200.0), 60, 0.5, seed).sample_epoch().tolist()
         seen.update(drawn)
         early.update(i >= 170 for i in drawn[:30])
-    assert all(seen[i] == 300 for i in range(170, 200))
-    others = torch.tensor([seen[i] for i in range(170)]).float()  # 30 of 170 each time: 53 of 300
-    assert others.sum() == 30 * 300
-    assert 25 < others.min() <= others.max() < 85
-    assert 0.45 < early[True] / (30 * 300) < 0.55
-
-
-def test_among_images_of_equal_loss_chance_decides():
-    first, other = (
-        set(with_losses(torch.ones(100), 20, 1.0, seed).sample_epoch().tolist()) for seed in (0, 1)
-    )
-    assert first != other
-    assert max(first) - min(first) > 50
+    assert all(seen[i] == 100 for i in range(170, 200))
+    others = [seen[i] for i in range(170)]  # 30 of 170 each time: 18 of 100
+    assert sum(others) == 30 * 100
+    assert 4 < min(others) <= max(others) < 36
+    assert 0.42 < early[True] / (30 * 100) < 0.58
 
 
 def test_focus_shows_unseen_images_before_any_a_second_time():
@@ -132,14 +123,8 @@ def test_a_focus_on_an_epoch_of_all_images_draws_as_none_and_keeps_the_losses():
     assert torch.equal(focused.state_dict()["last_loss"], torch.arange(50).bfloat16())
 
 
-def test_without_focus_no_losses_are_in_its_state():
-    assert Sampler(500, 100, 0.0, 0, CPU).state_dict().keys() == {"epoch_start"}
-    focused = Sampler(500, 100, 0.1, 0, CPU).state_dict()
-    assert focused.keys() == {"epoch_start", "seen", "last_loss", "epoch_loss"}
-
-
 @pytest.mark.parametrize("focus", [0.0, 0.6])
-@pytest.mark.parametrize("recorded", [0, 1, 3, 4])
+@pytest.mark.parametrize("recorded", [0, 3])
 def test_a_sampler_goes_on_from_within_an_epoch(focus, recorded):
     """The epoch under way is drawn again, and only its missing losses are recorded."""
 
