@@ -153,15 +153,6 @@ def test_training_learns_the_tiny_digits(tiny_config, tiny_digits, quick):
     assert evaluate(run.model, tiny_digits.test_images, tiny_digits.test_labels).accuracy > 90
 
 
-def test_the_mean_of_single_losses_is_trained_on_where_images_are_mined(quick_config, quick):
-    plain = quick(replace(quick_config, epochs=1))
-    focused = quick(replace(quick_config, epochs=1, focus=1e-9))  # of 100 images, none
-    assert focused.curve["loss"][0] == pytest.approx(plain.curve["loss"][0], rel=0.2)
-    assert focused.history[0]["train_loss"] == pytest.approx(
-        np.mean(focused.curve["loss"]), rel=1e-6
-    )
-
-
 # What it returns
 
 
@@ -258,19 +249,12 @@ def test_the_table_has_the_columns_of_the_reference_below_their_titles(
 # Validation and test
 
 
-def test_with_validation_the_test_images_are_not_touched(
-    quick_config, tiny_digits, quick, tmp_path
-):
+def test_with_validation_the_test_images_are_not_touched(whole, tiny_digits, quick):
     without = replace(tiny_digits, test_images=None, test_labels=None)
-    first, second = (
-        quick(quick_config, digits=digits, folder=tmp_path / f"{i}")
-        for i, digits in enumerate((tiny_digits, without))
-    )
-    assert same(weights(first), weights(second))
-    assert without_seconds(first.history) == without_seconds(second.history)
-    content = load_checkpoint(first.checkpoint)
-    assert content["val_accuracy"] == first.history[-1]["val_acc"]
-    assert math.isnan(content["test_accuracy"])
+    run = quick(whole.config, digits=without)
+    assert same(weights(run), weights(whole))
+    assert without_seconds(run.history) == without_seconds(whole.history)
+    assert math.isnan(load_checkpoint(whole.checkpoint)["test_accuracy"])
 
 
 def test_split_none_trains_on_everything_and_names_the_test_accuracy_at_the_end(
