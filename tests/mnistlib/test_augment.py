@@ -1,6 +1,5 @@
 """Random augmentation, measured: ramps of known values say where each pixel came from."""
 
-
 import numpy as np
 import pytest
 import scipy.ndimage
