@@ -130,9 +130,10 @@ def _draw_addition(ax: Axes, x: float, y: float, fork: float) -> float:
 
 def _draw_output(ax: Axes, x: float, y: float, probabilities: Tensor) -> None:
     """Draw the ten classes in a column, each with its probability as a bar."""
-    heights = y + 0.12 * (4.5 - torch.arange(10))
-    ax.barh(heights, 0.35 * probabilities, 0.09, left=x + 0.15, color=LAYER_COLORS["conv6"])
-    for digit, height in enumerate(heights.tolist()):
+    heights = [y + 0.12 * (4.5 - digit) for digit in range(10)]
+    lengths = (0.35 * probabilities).tolist()
+    ax.barh(heights, lengths, 0.09, left=x + 0.15, color=LAYER_COLORS["conv6"])
+    for digit, height in enumerate(heights):
         weight = "bold" if digit == int(probabilities.argmax()) else "normal"
         note(ax, str(digit), (x + 0.06, height), fontsize=7, va="center", fontweight=weight)
     note(ax, "softmax", (x + 0.2, y + 0.68), fontsize=7, ha="center")

@@ -177,7 +177,7 @@ def reliability(
             ax.set(xlim=ends, ylim=ends, xlabel="expected error: 100 - mean confidence (%)")
             for axis in (ax.xaxis, ax.yaxis):
                 log_axis(axis, (1,))
-            ax.legend(title=f"{when} temperature scaling")
+            ax.legend(title=f"{when} temperature scaling", title_fontsize=8, alignment="left")
         axes[0].set_ylabel("observed error (%)")
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from mnistlib import RECIPES, evaluate, load_mnist, load_model, released_checkpoint
+from mnistlib import RECIPES, evaluate, load_model, released_checkpoint
 from mniststudy.figures import errors
 from mniststudy.figures.errors import CASES, frame, occlusion, transform
 from mniststudy.runs.ledger import read_results, runs_for
@@ -68,29 +68,23 @@ def test_a_shift_moves_the_images_in_turn_right_left_down_and_up_and_cuts_off_wh
         assert torch.equal(transform(digits, "shift", 3)[turn::4], expected)
     moved = transform(grey(255, slice(28), slice(28), 4), "shift", 5)
     assert moved.mean((1, 2, 3)).tolist() == pytest.approx([23 / 28] * 4)
-    assert moved[0, 0, :, :5].max() == moved[3, 0, -5:].max() == 0
 
 
-@pytest.mark.parametrize("degrees", [10, 40])
-def test_a_rotation_turns_the_images_in_turn_one_way_and_the_other_about_the_middle(
-    digits, degrees
-):
-    turned = transform(digits, "rotation", degrees)
+def test_a_rotation_turns_the_images_in_turn_one_way_and_the_other_about_the_middle(digits):
+    turned = transform(digits, "rotation", 40)
     change = [(angle(image) - angle(digits[0]) + 90) % 180 - 90 for image in turned]
-    assert change[::2] == pytest.approx([change[0]] * 4)
-    assert abs(change[0]) == pytest.approx(degrees, abs=0.7)
-    assert change[1] == pytest.approx(-change[0], abs=1)
-    dot = transform(grey(200, slice(13, 15), slice(13, 15)), "rotation", degrees)
+    assert [abs(degrees) for degrees in change] == pytest.approx([40] * 8, abs=0.7)
+    assert np.sign(change).tolist() == 4 * [np.sign(change[0]), -np.sign(change[0])]
+    dot = transform(grey(200, slice(13, 15), slice(13, 15)), "rotation", 40)
     assert abs(centre(dot)).max() < 1e-5
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.25])
+@pytest.mark.parametrize("factor", [0.5, 1.25])
 def test_scale_changes_the_size_by_the_factor_and_keeps_the_digit_in_the_middle(digits, factor):
     scaled = transform(digits, "scale", factor)[0]
     size = math.sqrt(spread(scaled).trace() / spread(digits[0]).trace())
     assert size == pytest.approx(factor, rel=0.06)
     assert abs(centre(scaled) - factor * centre(digits[0])).max() <= 0.51
-    assert float(scaled.sum() / digits[0].sum() * 255) == pytest.approx(factor**2, rel=0.1)
 
 
 def test_noise_has_its_standard_deviation_where_nothing_is_cut_off():
@@ -101,11 +95,10 @@ def test_noise_has_its_standard_deviation_where_nothing_is_cut_off():
     assert not torch.equal(noise[0], noise[1])
 
 
-@pytest.mark.parametrize("sd", [1, 2])
-def test_blur_spreads_a_dot_by_its_standard_deviation_and_keeps_the_ink(sd):
-    blurred = transform(grey(255, 14, 14), "blur", sd)
+def test_blur_spreads_a_dot_by_its_standard_deviation_and_keeps_the_ink():
+    blurred = transform(grey(255, 14, 14), "blur", 1.5)
     assert float(blurred.sum()) == pytest.approx(1, abs=1e-3)
-    assert np.sqrt(spread(blurred).diagonal()) == pytest.approx(sd, rel=0.02)
+    assert np.sqrt(spread(blurred).diagonal()) == pytest.approx(1.5, rel=0.02)
 
 
 def test_thickness_moves_each_edge_by_that_many_pixels_or_parts_of_one():
@@ -115,61 +108,39 @@ def test_thickness_moves_each_edge_by_that_many_pixels_or_parts_of_one():
 
 
 class Dot(nn.Module):
-    """Says 3 by the ink in one place, and 5 by the ink in another, which `moved` shifts."""
+    """Says 3 by the ink in one place, and 5 by the ink in a corner."""
 
-    def __init__(self, moved=(0, 0)):
+    def __init__(self):
         super().__init__()
-        self.weight, self.moved = nn.Parameter(torch.ones(1)), moved
+        self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, images):
-        logits, ink = torch.zeros(len(images), 10), torch.roll(images[:, 0], self.moved, (1, 2))
-        logits[:, 3] = ink[:, 6:9, 18:21].sum((1, 2)) / 255 + 0.5
-        logits[:, 5] = ink[:, 20:23, 4:7].sum((1, 2)) / 255
+        logits = torch.zeros(len(images), 10)
+        logits[:, 3] = images[:, 0, 6:9, 18:21].sum((1, 2)) / 255 + 0.5
+        logits[:, 5] = images[:, 0, :3, :3].sum((1, 2)) / 255
         return self.weight * logits
 
 
-def test_occlusion_finds_what_speaks_for_the_answer_and_what_speaks_against_it():
-    image = (grey(255, slice(6, 9), slice(18, 21)) + grey(255, slice(20, 22), slice(4, 7)))[0]
+def test_occlusion_finds_what_speaks_for_and_against_the_answer_also_at_the_border():
+    image = (grey(255, slice(6, 9), slice(18, 21)) + grey(255, slice(2), slice(3)))[0]
     found = occlusion(Dot(), image, 5)
     # 9.5 against 6; without its own dot the answer has 0.5 and loses by 5.5
-    assert torch.equal(found == 9, near(range(6, 9), range(18, 21)))
-    assert torch.equal(found == -6, near(range(19, 23), range(4, 7)))
     assert (found.max(), found.min()) == (9, -6)
-    touched = near(range(3, 12), range(15, 24)) | near(range(17, 25), range(1, 10))
-    assert (found[~touched] == 0).all()
-
-
-def near(rows, columns):
-    """A map `(28, 28)` bool, true in these rows and columns."""
-    return grey(1, slice(rows.start, rows.stop), slice(columns.start, columns.stop))[0, 0] == 1
-
-
-def test_the_square_that_covers_is_cut_at_the_border_not_moved():
-    found = occlusion(Dot(moved=(6, 18)), grey(255, slice(3), slice(3))[0], 7)
-    assert (found[:4, :4] == 9).all()
-    assert (found[6:] == 0).all()
-    assert (found[:, 6:] == 0).all()
-
-
-def test_the_released_network_loses_its_answer_where_its_ink_is_covered():
-    """On a real digit, covering ink matters and covering empty paper does not."""
-    found = occlusion(load_model(released_checkpoint()), load_mnist("sample").train_images[0], 7)
-    assert found.max() > 1
-    assert found[0, 0] == found[-1, -1] == 0
+    assert torch.equal(found == 9, grey(1, slice(6, 9), slice(18, 21))[0, 0] == 1)
+    assert torch.equal(found == -6, grey(1, slice(3), slice(3))[0, 0] == 1)
+    touched = grey(1, slice(3, 12), slice(15, 24)) + grey(1, slice(4), slice(5))
+    assert (found[touched[0, 0] == 0] == 0).all()
 
 
 def test_a_small_digit_is_enlarged_to_20x20_and_centred_by_mass():
-    small = torch.zeros(3, 8, 8)
+    small = torch.zeros(2, 8, 8)
     small[0, :, 3:5] = 1
     small[1, :, 0:2] = 1
-    small[2, 2:, 5:] = 0.5
     framed = frame(small)
-    assert (framed.shape, framed.dtype) == ((3, 1, 28, 28), torch.uint8)
+    assert (framed.shape, framed.dtype) == ((2, 1, 28, 28), torch.uint8)
     assert all(abs(centre(image)).max() <= 0.51 for image in framed)
-    assert ((framed[:2, 0] > 64).any(2).sum(1) == 20).all()
-    assert framed.amax((1, 2, 3)).tolist()[:2] == [255, 255]
-    # 0.5 is half of white, and bicubic interpolation overshoots at edges
-    assert 127 <= int(framed[2].max()) <= 165
+    assert ((framed[:, 0] > 64).any(2).sum(1) == 20).all()
+    assert framed.amax((1, 2, 3)).tolist() == [255, 255]
 
 
 def test_the_committed_table_is_of_the_released_networks():
@@ -193,48 +164,38 @@ def test_the_table_is_made_by_the_released_networks_from_the_test_images(
     monkeypatch.setattr(errors, "outputs_folder", lambda: tmp_path)
     errors.write_robustness()
     table = read_results("robustness", tmp_path / "results")
-    assert set(table["n"]) == {100}
-    assert table["recipe"].tolist() == 2 * ["best", "smoothed", "reference"]
+    assert table["recipe"].tolist() == 2 * list(errors.COLORS)
     images, labels = tiny_digits.test
     for row in table.itertuples():
-        changed = transform(images, "shift", row.severity)
-        seen = evaluate(load_model(released_checkpoint(row.recipe)), changed, labels)
-        assert row.accuracy == pytest.approx(seen.accuracy)
+        model = load_model(released_checkpoint(row.recipe))
+        seen = evaluate(model, transform(images, "shift", row.severity), labels)
+        assert (row.accuracy, row.n) == (pytest.approx(seen.accuracy), 100)
 
 
 @pytest.fixture
-def closed():
-    yield
+def axes():
+    yield lambda: plt.gcf().axes
     plt.close("all")
 
 
-@pytest.mark.usefixtures("closed")
-def test_the_reliability_diagram_has_the_bins_of_the_calibration_error():
+def test_the_reliability_diagram_has_the_bins_of_the_calibration_error(axes):
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.full(10, 0.2), 400)
     labels = np.where(rng.random(400) < 0.2, (p.argmax(1) + 1) % 10, p.argmax(1))
     flat = p**0.5 / (p**0.5).sum(1, keepdims=True)
     errors.reliability({"best": (flat, p)}, labels, "title", bins=10)
-    for ax, own in zip(plt.gcf().axes, (flat, p), strict=True):
+    for ax, own in zip(axes(), (flat, p), strict=True):
         x, y = ax.lines[0].get_data()
         assert np.mean(abs(x - y)) == pytest.approx(calibration_error(own, labels, bins=10))
         ends = [line[:, 1] for line in ax.collections[0].get_segments()]
         assert all(low <= dot <= high for (low, high), dot in zip(ends, y, strict=True))
 
 
-@pytest.mark.usefixtures("closed")
-def test_the_curves_show_the_error_of_each_recipe_at_each_severity():
+def test_the_curves_show_the_error_of_each_recipe_at_each_severity(axes):
     table = read_results("robustness")
     errors.robustness_curves(table, "title")
-    for ax, (name, case) in zip(plt.gcf().axes, CASES.items(), strict=True):
+    for ax, (name, case) in zip(axes(), CASES.items(), strict=True):
         for line, recipe in zip(ax.lines, errors.COLORS, strict=False):
             own = table[(table["case"] == name) & (table["recipe"] == recipe)]
             assert line.get_ydata().tolist() == (100 - own["accuracy"]).tolist()
             assert line.get_xdata().tolist() == list(case.severities)
-
-
-@pytest.mark.usefixtures("closed")
-def test_each_severity_is_drawn(digits):
-    errors.severities(digits[0], "title")
-    shown = [ax.get_title(loc="center") for ax in plt.gcf().axes if ax.images]
-    assert shown == [f"{s:g}" for case in CASES.values() for s in case.severities]
