@@ -157,40 +157,37 @@ def measures(digits: Digits) -> Iterator[tuple[dict[str, Any], Callable[[], Timi
             row["whole_images"] = config.epochs * (config.epoch_images or n_train)
         return row | more, partial(timer, config, digits)
 
-    product = {"kind": "matmul", "name": f"{threads} threads", "multiply_accumulates": 1024**3}
-    yield product | {"images": 20}, time_matmul
+    row: dict[str, Any] = {"kind": "matmul", "name": f"{threads} threads", "images": 20}
+    yield row | {"multiply_accumulates": 1024**3}, time_matmul
     for name, (config, parts) in EXAMPLES.items():
         timer = partial(time_tutorial_loop, parts=parts)
         yield entry("peer", name, config, timer, evaluations=config.epochs - 1)
     # an epoch with its evaluation stands for the twenty
-    timer, whole = partial(time_tutorial_loop, images=n_train), {"images": n_train}
-    yield entry("run", "conventional", reference, timer, evaluations=reference.epochs, **whole)
+    timer = partial(time_tutorial_loop, images=n_train)
+    row, measure = entry("run", "conventional", reference, timer, evaluations=reference.epochs)
+    yield row | {"images": n_train}, measure
     names = ("", "conventional loop", *KEPT)
     steps = [(base, name, KEPT[:n]) for n, (base, name) in enumerate(pairwise(names))]
     steps += [(KEPT[-1], name, (*KEPT, name)) for name in NOT_KEPT]
     for base, name, changes in steps:
-        timer, more = partial(time_tutorial_loop, changes=changes), {"base": base}
-        yield entry("step", name, reference, timer, evaluations=reference.epochs - 1, **more)
+        timer, evaluations = partial(time_tutorial_loop, changes=changes), reference.epochs - 1
+        yield entry("step", name, reference, timer, base=base, evaluations=evaluations)
     base = KEPT[-1]
     for name, config in {"our loop, evaluated at the end": reference, **recipe_steps()}.items():
         yield entry("step", name, config, time_our_loop, base=base)
         base = name
     for n, name in enumerate(("one run, one process", "two runs side by side"), 1):
-        more = {"images": n * IMAGES_PER_TIMING, "threads": 1, "processes": n}
-        yield entry("pair", name, reference, partial(time_side_by_side, processes=n), **more)
+        timer, images = partial(time_side_by_side, processes=n), n * IMAGES_PER_TIMING
+        yield entry("pair", name, reference, timer, images=images, threads=1, processes=n)
     for recipe in ("reference-fast", "fast"):
         for n in sorted({1, threads}):
             config, name = replace(RECIPES[recipe], threads=n), f"{recipe}, {n} threads"
             yield entry("threads", name, config, time_our_loop, threads=n)
-        config, timer = (
-            replace(RECIPES[recipe], slices=1),
-            partial(time_tutorial_loop, changes=KEPT),
-        )
-        yield entry("threads", f"{recipe}, torch's own threads", config, timer)
+        config, name = replace(RECIPES[recipe], slices=1), f"{recipe}, torch's own threads"
+        yield entry("threads", name, config, partial(time_tutorial_loop, changes=KEPT))
     for recipe in ("reference-fast", "fast", "sprint"):
-        row, _ = entry("run", recipe, RECIPES[recipe], time_our_loop)
-        row["images"] = row["whole_images"]
-        yield row, partial(time_our_loop, RECIPES[recipe], digits, images=0)
+        row, measure = entry("run", recipe, RECIPES[recipe], partial(time_our_loop, images=0))
+        yield row | {"images": row["whole_images"]}, measure
 
 
 def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
@@ -234,7 +231,7 @@ def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
 
     Args:
         name: in `BASELINES`.
-        seeds: those that the file does not have yet.
+        seeds: those that the file has already are left out.
         folder: of the ledger; by default `runs_folder()`.
 
     Raises:
@@ -243,7 +240,8 @@ def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
     path = (folder or runs_folder()) / "curves.csv"
     columns = list(map(str, read_results("curves")))  # those of the committed table
     append_rows(path, columns, [])  # another table is refused before the work
-    jobs = [delayed(_curve)(name, seed) for seed in seeds]
+    known = set(pd.read_csv(path).query("name == @name")["seed"])
+    jobs = [delayed(_curve)(name, seed) for seed in seeds if seed not in known]
     for rows in Parallel(-1, return_as="generator_unordered", verbose=10)(jobs):
         append_rows(path, columns, rows)
     return path
