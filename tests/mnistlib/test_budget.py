@@ -1,55 +1,16 @@
 """Counts before training, each against the reference's document or a second way to count."""
 
 import copy
+import html
 import re
 
 import pytest
 import torch
 import torchinfo
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnistlib import MODELS, Budget, ConfigError, build
-
-PARAMETER_LIST = """\
-conv1.weight: 72 parameters
-bn1.weight: 8 parameters
-bn1.bias: 8 parameters
-conv2.weight: 576 parameters
-bn2.weight: 8 parameters
-bn2.bias: 8 parameters
-conv3.weight: 576 parameters
-bn3.weight: 8 parameters
-bn3.bias: 8 parameters
-onecross.weight: 128 parameters
-conv4.weight: 2,304 parameters
-bn4.weight: 16 parameters
-bn4.bias: 16 parameters
-conv5.weight: 2,304 parameters
-bn5.weight: 16 parameters
-bn5.bias: 16 parameters
-conv6.weight: 7,840 parameters
-
-Total Trainable Parameters: 13,912"""
-
-LAYER_SUMMARY = [
-    ["Layer", "Output Shape", "Param #"],
-    ["conv1", "(8, 1, 3, 3)", "72"],
-    ["bn1", "(8,)", "16"],
-    ["conv2", "(8, 8, 3, 3)", "576"],
-    ["bn2", "(8,)", "16"],
-    ["conv3", "(8, 8, 3, 3)", "576"],
-    ["bn3", "(8,)", "16"],
-    ["onecross", "(16, 8, 1, 1)", "128"],
-    ["conv4", "(16, 16, 3, 3)", "2,304"],
-    ["bn4", "(16,)", "32"],
-    ["conv5", "(16, 16, 3, 3)", "2,304"],
-    ["bn5", "(16,)", "32"],
-    ["conv6", "(10, 16, 7, 7)", "7,840"],
-    ["Total trainable parameters: 13,912"],
-]
 
 
 def chain(*layers):
@@ -67,8 +28,6 @@ SMALL = {
     "dilated pool": (chain(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 1, dilation=2)), 7),
     "groups": (chain(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 5, groups=4, padding=2)), 7),
 }
-small_networks = pytest.mark.parametrize("name", list(SMALL))
-every_model = pytest.mark.parametrize("name", list(MODELS))
 
 
 def sides_by_gradient(model, size):
@@ -94,60 +53,43 @@ def sides_by_gradient(model, size):
     return sides
 
 
-def test_the_parameter_list_is_that_of_the_document():
-    assert Budget(build("reference")).parameter_list() == PARAMETER_LIST
-
-
-def test_the_layer_summary_is_that_of_the_document():
-    lines = Budget(build("reference")).layer_summary().splitlines()
-    rows = [re.split(r"\s{2,}", line.strip()) for line in lines if not set(line) <= {"-"}]
-    assert rows == LAYER_SUMMARY
-    assert len(lines) == len(rows) + 3
-
-
-def test_the_final_convolution_has_over_half_of_the_parameters():
+def test_the_layers_of_the_reference_are_those_of_the_document():
     budget = Budget(build("reference"))
-    (last,) = [layer for layer in budget.layers if layer.name == "conv6"]
-    assert f"{last.parameters / budget.parameters:.1%}" == "56.4%"
-
-
-def test_layers_come_in_the_order_in_which_they_run_with_their_output():
-    first, *_, last = Budget(build("reference")).layers
+    first, *_, last = budget.layers
     assert (first.name, first.kind, first.shape) == ("conv1", "Conv2d", (8, 28, 28))
-    assert first.multiply_accumulates == 28 * 28 * 8 * 9
-    assert first.activation_bytes == 4 * 8 * 28 * 28
+    assert (first.multiply_accumulates, first.activation_bytes) == (
+        28 * 28 * 8 * 9,
+        4 * 8 * 28 * 28,
+    )
     assert (last.name, last.shape, last.activation_bytes) == ("conv6", (10, 1, 1), 40)
-    assert last.multiply_accumulates == 7_840
+    assert last.multiply_accumulates == last.parameters == 7_840
+    assert f"{last.parameters / budget.parameters:.1%}" == "56.4%"
+    fields = {layer.name: layer.receptive_field for layer in budget.layers}
+    assert [fields[f"conv{i}"] for i in range(1, 7)] == [3, 5, 7, 12, 16, 42]
+    assert (budget.parameters, budget.multiply_accumulates) == (13_912, 1_895_712)
+    assert Budget(build("reference"), image_size=56).multiply_accumulates > 4 * 1_895_712
 
 
-@every_model
-def test_multiply_accumulates_are_half_of_torchs_flops(name):
-    model = build(name).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, 28, 28))
-    assert 2 * Budget(model).multiply_accumulates == counter.get_total_flops() > 0
+def test_multiply_accumulates_are_half_of_torchs_flops():
+    ends = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(3))
+    small = [(chain(model, *copy.deepcopy(ends)), 41) for model, _ in SMALL.values()]
+    for model, size in [*small, *((build(name), 28) for name in MODELS)]:
+        images = torch.zeros(1, 1, size, size)
+        model.eval()(images)  # a lazy layer finds its size
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images)
+        assert 2 * Budget(model, size).multiply_accumulates == counter.get_total_flops() > 0
 
 
-@small_networks
-def test_multiply_accumulates_of_small_networks_are_half_of_torchs_flops(name):
-    model = chain(SMALL[name][0], nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(3))
-    model(torch.zeros(1, 1, 41, 41))  # the lazy layer finds its size
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, 41, 41))
-    counted = Budget(model, image_size=41).multiply_accumulates
-    assert 2 * counted == counter.get_total_flops() > 0
+def test_the_total_is_that_of_torchinfo():
+    for name in ("reference", "reference-depthwise", "net-20k"):
+        with torch.random.fork_rng():
+            counted = torchinfo.summary(build(name), input_size=(1, 1, 28, 28), verbose=0)
+        assert Budget(build(name)).parameters == counted.total_params
 
 
-# torchinfo counts a convolution that is used twice twice
-@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if "=" not in spec])
-def test_the_total_is_that_of_torchinfo(name):
-    model = build(name)
-    with torch.random.fork_rng():
-        counted = torchinfo.summary(model, input_size=(1, 1, 28, 28), verbose=0)
-    assert Budget(model).parameters == counted.total_params
-
-
-@every_model
+# the shapes of a network that the others vary: shortcuts, strides, shared and depthwise kernels
+@pytest.mark.parametrize("name", ["reference", "reference-depthwise", "net-697", "net-20k"])
 def test_receptive_fields_are_what_gradients_reach(name):
     model = build(name)
     # a field larger than the image is all of it, and one as large may be cut off at its border
@@ -157,7 +99,7 @@ def test_receptive_fields_are_what_gradients_reach(name):
     assert min(fields.values()) == first.kernel_size[0]
 
 
-@small_networks
+@pytest.mark.parametrize("name", list(SMALL))
 def test_receptive_fields_of_small_networks_are_what_gradients_reach(name):
     model, by_hand = SMALL[name]
     budget = Budget(model, image_size=41)
@@ -177,30 +119,6 @@ def test_a_layer_that_sees_the_whole_map_sees_the_whole_image(last):
     assert Budget(model, image_size=13).receptive_field == 13
 
 
-def test_the_reference_sees_42_pixels():
-    fields = {layer.name: layer.receptive_field for layer in Budget(build("reference")).layers}
-    seen = [fields[name] for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")]
-    assert seen == [3, 5, 7, 12, 16, 42]
-
-
-block = st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 5]), st.booleans(), st.booleans())
-
-
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
-@given(blocks=st.lists(block, min_size=1, max_size=5), channels=st.integers(1, 3))
-def test_parameters_of_any_stack_of_convolutions_are_counted(blocks, channels):
-    layers, expected, inputs = [], 0, channels
-    for outputs, kernel, bias, norm in blocks:
-        layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
-        expected += inputs * outputs * kernel * kernel + outputs * bias + 2 * outputs * norm
-        layers += [nn.BatchNorm2d(outputs)] * norm
-        inputs = outputs
-    budget = Budget(chain(*layers), image_size=6, channels=channels)
-    assert budget.parameters == expected
-    assert sum(layer.parameters for layer in budget.layers) == expected
-    assert budget.layers[-1].shape == (inputs, 6, 6)
-
-
 def test_a_layer_used_twice_computes_twice_and_has_its_parameters_once():
     twice = nn.Conv2d(4, 4, 3, padding=1, bias=False)
     budget = Budget(chain(nn.Conv2d(1, 4, 1, bias=False), twice, nn.ReLU(), twice))
@@ -209,29 +127,23 @@ def test_a_layer_used_twice_computes_twice_and_has_its_parameters_once():
     assert sum(layer.parameters for layer in budget.layers) == budget.parameters
 
 
-@every_model
-@pytest.mark.parametrize("draw", [repr, Budget._repr_html_], ids=["text", "html"])
-def test_the_table_is_the_same_every_time(name, draw):
-    first = Budget(build(name))
-    assert draw(first) == draw(first) == draw(Budget(build(name)))
-
-
-def test_text_and_html_hold_the_same_cells():
-    budget = Budget(build("reference"))
-    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", budget._repr_html_())
-    assert "".join(cells).replace(" ", "") == re.sub(r"\s", "", repr(budget))
-    assert repr(budget).splitlines()[-1].split()[:2] == ["total", "13,912"]
-
-
-def test_every_cell_of_the_html_table_has_its_own_padding():
-    cells = re.findall(r"<t[hd][^>]*>", Budget(build("reference"))._repr_html_().split("\n", 1)[1])
-    assert all("padding:" in cell for cell in cells if not cell.startswith(("<thead", "<tbody")))
-
-
-def test_html_escapes_the_names_of_layers():
-    model = nn.Sequential()
-    model.add_module("<b>&", nn.Conv2d(1, 2, 3))
-    assert ">&lt;b&gt;&amp;</td>" in Budget(model)._repr_html_()
+def test_text_and_html_hold_the_same_cells_each_time():
+    model = chain(nn.Conv2d(1, 2, 3), nn.Flatten())
+    model.add_module("<b>&", nn.Linear(2 * 26 * 26, 10, bias=False))
+    text, page = repr(Budget(model)), Budget(model)._repr_html_()
+    assert (text, page) == (repr(Budget(model)), Budget(model)._repr_html_())
+    lines = text.splitlines()
+    head = ["layer", "kind", "output", "parameters", "share", "MACs", "memory", "field"]
+    assert lines[0].split() == head
+    assert lines[1].split() == "0 Conv2d 2x26x26 20 0.1 % 12,168 5.3 kB 3x3".split()  # noqa: SIM905
+    assert lines[-1].split()[:2] == ["total", "13,540"]
+    cells = re.findall(
+        r'<t[hd] style="padding: 2px 10px; text-align: (left|right);">(.*?)</t', page
+    )
+    shown = html.unescape("".join(cell for _, cell in cells))
+    assert re.sub(r"\s", "", shown) == re.sub(r"\s", "", text)
+    assert len(cells) == 8 * len(lines) == page.count("<th ") + page.count("<td ")
+    assert "&lt;b&gt;&amp;" in page
 
 
 def test_counting_leaves_network_and_random_state_as_they_were():
