@@ -5,24 +5,25 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import pickle
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from core_helpers import packed, same, seal, write_runs
+from core_helpers import packed, same, seal, state_in, stop_after, write_runs
 from faults import note, short_and_long
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,15 @@ from safetensors.torch import save as save_safetensors
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 import mnistlib.data
-from mnistlib import CheckpointError, Config, DatasetError, load_checkpoint, load_mnist, train
+from mnistlib import (
+    CheckpointError,
+    Config,
+    DatasetError,
+    Digits,
+    load_checkpoint,
+    load_mnist,
+    train,
+)
 from mnistlib.checkpoint import TRAILER, checkpoints, load_model, save_checkpoint
 from mnistlib.data import FILES
 
@@ -76,7 +85,7 @@ def silent(load, whole, raws) -> int:
     return wrong
 
 
-@short_and_long(100, 1000)
+@short_and_long(20, 1000)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "the hash missing"])
 def test_no_flipped_bit_of_a_checkpoint_is_read_silently(trained, tmp_path, cut, n, request):
     path = tmp_path / "flipped.pth"
@@ -92,7 +101,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_read_silently(trained, tmp_path, cut,
     assert wrong == 0
 
 
-@short_and_long(100, 1000)
+@short_and_long(20, 1000)
 def test_torch_and_safetensors_alone_read_flipped_bits(trained, n, request):
     """The same flips where nothing checks: the test above would notice if none did harm."""
     content = load_checkpoint(trained.checkpoint)
@@ -142,8 +151,7 @@ def forgeries(content, marker: Path):
         for key in ("history", "model_state_dict", "training", "versions"):
             yield f"malicious {name}, in {key}", packed(content | {key: [call]})
         yield f"malicious {name}, instead of all", packed(call)
-        bare = pickle.dumps(call, protocol=2) + b"\0\0"
-        yield f"malicious {name}, a bare pickle", seal(bare)
+        yield f"malicious {name}, a bare pickle", seal(pickle.dumps(call, protocol=2) + b"\0\0")
 
 
 def damages(raw: bytes):
@@ -159,22 +167,18 @@ def damages(raw: bytes):
         yield f"another block at {k} tenths", raw[:start] + g.randbytes(512) + raw[start + 512 :]
         yield f"a block lost at {k} tenths", raw[:start] + raw[start + 512 :]
         yield f"a block twice at {k} tenths", raw[: start + 512] + raw[start:]
-    half = n // 2
-    yield "halves swapped", raw[half:] + raw[:half]
-    yield "twice", raw + raw
-    yield "a byte before", b"\0" + raw
-    yield "a byte behind", raw + b"\0"
-    yield "line ends of Windows", raw.replace(b"\n", b"\r\n")
-    yield "read as text", raw.decode("latin-1").encode("utf-8")
-    yield "another checksum", raw[:-64] + b"0" * 64
-    yield "a checksum in capitals", raw[:-64] + raw[-64:].upper()
-    for name, other in {
-        "empty": b"", "text": b"not a checkpoint\n" * 99, "json": b'{"format": 1}',
+    yield from {
+        "halves swapped": raw[n // 2 :] + raw[: n // 2], "twice": raw + raw,
+        "a byte before": b"\0" + raw, "a byte behind": raw + b"\0",
+        "line ends of Windows": raw.replace(b"\n", b"\r\n"),
+        "read as text": raw.decode("latin-1").encode("utf-8"),
+        "another checksum": raw[:-64] + b"0" * 64,
+        "a checksum in capitals": raw[:-64] + raw[-64:].upper(),
+        "a file of nothing": b"", "text": b"not a checkpoint\n" * 99, "json": b'{"format": 1}',
         "html": b"<html>404</html>", "png": b"\x89PNG\r\n\x1a\n" + bytes(99),
         "gzip": b"\x1f\x8b" + bytes(99), "zip of nothing": b"PK\5\6" + bytes(18),
         "numpy": b"\x93NUMPY" + bytes(99), "zeros": bytes(n), "nothing, sealed": seal(b"\0\0"),
-    }.items():  # fmt: skip
-        yield f"a file of {name}", other
+    }.items()  # fmt: skip
 
 
 @short_and_long(0, 1)
@@ -183,25 +187,17 @@ def test_named_corruptions_are_refused_with_one_error_and_no_code_is_run(
 ):
     path, marker = tmp_path / "damaged.pth", tmp_path / "marker"
     raw = trained.checkpoint.read_bytes()
-    names, harmful = set(), []
-    for name, bad in itertools.chain(damages(raw), forgeries(content, marker)):
-        names.add(name)
-        assert bad != raw, name
-        path.write_bytes(bad)
+    bad = dict(itertools.chain(damages(raw), forgeries(content, marker)))
+    for name, changed in bad.items():
+        assert changed != raw, name
+        path.write_bytes(changed)
         for load in (load_checkpoint, load_model):
-            try:
+            with pytest.raises(CheckpointError, match=re.escape(str(path))):
                 load(path)
-                harmful.append(name)
-            except CheckpointError as error:
-                if str(path) not in str(error):
-                    harmful.append(name)
-        if marker.exists():
-            harmful.append(name)
-    note(request, "named corruptions of a checkpoint", "mnistlib", len(names), len(set(harmful)))
-    assert len(names) >= 100
-    assert harmful == []
-    evil = Evil(Path.touch, marker)
-    pickle.loads(pickle.dumps(evil))
+        assert not marker.exists(), name
+    note(request, "named corruptions of a checkpoint", "mnistlib", len(bad), 0)
+    assert len(bad) >= 100
+    pickle.loads(pickle.dumps(Evil(Path.touch, marker)))
     assert marker.exists()  # they are as evil as they should be
 
 
@@ -323,7 +319,7 @@ def kill_while_saving(checkpoint, folder, n: int, how: str) -> int:
     return lost
 
 
-@short_and_long(10, 200)
+@short_and_long(4, 200)
 def test_after_a_kill_while_saving_every_checkpoint_loads(trained, tmp_path, n, request):
     lost = kill_while_saving(trained.checkpoint, tmp_path / "run", n, "whole")
     note(request, "kills while saving", "mnistlib", n, lost)
@@ -333,120 +329,66 @@ def test_after_a_kill_while_saving_every_checkpoint_loads(trained, tmp_path, n, 
     assert lost > 0  # so the kills do come while something is written
 
 
-def with_helpers() -> dict[str, str]:
-    """Return the environment of a process that can import this folder's helpers."""
-    known = os.environ.get("PYTHONPATH", "")
-    return os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{known}"}
-
-
 KINDS = [{}, {"optimizer": "sgd", "max_lr": 0.01}, {"optimizer": "muon", "max_lr": 0.01},
          {"focus": 0.5}, {"optimizer": "adam", "dropout": 0.3, "elastic": 0.5}]  # fmt: skip
 
 
+def train_until(step: int, config: Config, digits: Path, resume: Path | None, folder: Path) -> None:
+    """Train in this process, which gets a SIGTERM after a step; 0: none."""
+    torch.set_num_threads(1)
+    stop_after(pytest.MonkeyPatch(), step, lambda: signal.raise_signal(signal.SIGTERM))
+    loaded = Digits(**torch.load(digits))
+    run = train(config, loaded, resume, folder=folder, verbose=False)
+    assert run.interrupted == (0 < step < 14)
+
+
 @short_and_long(1, len(KINDS))
 def test_a_run_goes_on_from_every_step_to_the_same_bits_in_a_fresh_process(
-    tiny_digits, tmp_path, n, request
+    tiny_digits, tmp_path, monkeypatch, n, request
 ):
-    """Three of the 14 steps; the long form takes all, and other optimizers, focus and dropout.
+    """One of the 14 steps, in a forked process; the long form takes all in fresh interpreters.
 
     That every step can be resumed from within one process, `test_state.py` shows.
     """
+    # children of the server are fresh interpreters that have imported this file and done no more
+    processes = multiprocessing.get_context("fork" if n == 1 else "forkserver")
+    here = Path(__file__)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parent, here.parents[1]))))
+    processes.set_forkserver_preload([here.stem])
     torch.save(vars(tiny_digits) | {"folder": None}, tmp_path / "digits.pt")
-    script = tmp_path / "resumes.py"
-    script.write_text(RESUMES)
-    points = wrong = 0
-    stops = [1, 7, 10] if n == 1 else list(range(1, 15))
-    for kind in KINDS[:n]:
-        done = subprocess.run(
-            [sys.executable, script, tmp_path, json.dumps(kind), json.dumps(stops)],
-            capture_output=True, text=True, timeout=900, check=False, env=with_helpers(),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        equal = [line == "True" for line in done.stdout.split()]
-        points, wrong = points + len(equal), wrong + equal.count(False)
-        assert len(equal) == len(stops)
-    note(request, "resumed from a step in a fresh process", "mnistlib", points, wrong)
-    assert wrong == 0
 
+    def fresh(*arguments) -> None:
+        child = processes.Process(target=train_until, args=arguments)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
 
-# The parent imports and does nothing else, so that each forked child is as a fresh interpreter
-RESUMES = """
-import json, multiprocessing, signal, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from core_helpers import LOOP, same, state_in
-from mnistlib import Config, Digits, train
+    def end(folder):
+        (path,) = folder.glob("*.pth")
+        return state_in(path)
 
-folder, kind = Path(sys.argv[1]), json.loads(sys.argv[2])
-config = replace(Config(epochs=2, epoch_images=175, batch_size=25, max_lr=0.02, degrees=5,
-                        ema_decay=0.9, seed=3, device="cpu", threads=1), **kind)
-
-
-def run(stop, resume, to):
-    digits = Digits(**torch.load(folder / "digits.pt"))
-    torch.set_num_threads(1)
-    step = LOOP.train_step
-
-    def watched(state, *batch):
-        step(state, *batch)
-        if state.progress.step == stop:
-            signal.raise_signal(signal.SIGTERM)
-
-    LOOP.train_step = watched
-    done = train(config, digits, resume, folder=to, verbose=False)
-    assert done.interrupted == (0 < stop < 14)
-
-
-def end(to):
-    (path,) = to.glob("*.pth")
-    return state_in(path)
-
-
-def fresh(*arguments):
-    child = processes.Process(target=run, args=arguments)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-
-
-processes = multiprocessing.get_context("fork" if sys.platform != "win32" else "spawn")
-torch.optim.SGD([torch.zeros(1)], lr=1.0)  # has torch import its compiler, once for all children
-if __name__ == "__main__":
-    name = f"{config.optimizer}-{config.focus}-{config.elastic}"
-    fresh(0, None, folder / f"whole-{name}")
-    for stop in json.loads(sys.argv[3]):
-        to = folder / f"{stop}-{name}"
-        fresh(stop, None, to)
-        if stop < 14:
-            fresh(0, to, to)
-        print(same(end(to), end(folder / f"whole-{name}")))
-"""
-
-
-WRITES = """
-import sys
-from pathlib import Path
-import torch
-from core_helpers import write_runs
-from mnistlib import Digits
-digits = Digits(**torch.load(sys.argv[1]))
-Path(sys.argv[2], "started").touch()
-write_runs(digits, Path(sys.argv[2]), range(10, 13))
-"""
+    equal = []
+    for k, kind in enumerate(KINDS[:n]):
+        about = (replace(CONFIG, **kind), tmp_path / "digits.pt")
+        fresh(0, *about, None, tmp_path / f"whole-{k}")
+        for stop in [7] if n == 1 else range(1, 15):
+            folder = tmp_path / f"{k}-{stop}"
+            fresh(stop, *about, None, folder)
+            if stop < 14:
+                fresh(0, *about, folder, folder)
+            equal.append(same(end(folder), end(tmp_path / f"whole-{k}")))
+    note(request, "resumed from a step in a fresh process", "mnistlib", len(equal), equal.count(0))
+    assert all(equal)
 
 
 def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, tmp_path):
+    processes = multiprocessing.get_context("fork")
     folder = tmp_path / "run"
-    folder.mkdir()
-    torch.save(vars(tiny_digits) | {"folder": None}, tmp_path / "digits.pt")
-    command = [sys.executable, "-c", WRITES, tmp_path / "digits.pt", folder]
-    with subprocess.Popen(command, env=with_helpers()) as other:
-        while not (folder / "started").exists():
-            assert other.poll() is None
-            time.sleep(0.01)
-        write_runs(tiny_digits, folder, range(3))
-        assert other.wait(200) == 0
+    other = processes.Process(target=write_runs, args=(tiny_digits, folder, range(10, 13)))
+    other.start()
+    write_runs(tiny_digits, folder, range(3))
+    other.join()
+    assert other.exitcode == 0
     found = [(content["config"]["seed"], step) for step, _, content in checkpoints(folder)]
     assert sorted(found) == [(seed, 6) for seed in (0, 1, 2, 10, 11, 12)]
 
@@ -466,12 +408,6 @@ def test_a_disk_without_room_leaves_the_earlier_checkpoint(trained, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.read_bytes() for p in folder.iterdir()] == [raw]
-
-
-def test_a_folder_that_nobody_can_write_to_is_an_error(content):
-    for place in ("/proc/mnistlib", "/dev/null/mnistlib"):
-        with pytest.raises(CheckpointError, match=f"nothing could be saved in {place}"):
-            save_checkpoint(content, Path(place))
 
 
 # Digits
@@ -497,7 +433,7 @@ def made(tmp_path, monkeypatch):
     return tmp_path, arrays
 
 
-@short_and_long(40, 400)
+@short_and_long(20, 400)
 def test_no_flipped_bit_of_the_digits_is_read_silently(made, n, request):
     """On made-up digits, since it is the checksum that notices; torchvision has none for these."""
     folder, arrays = made
@@ -548,7 +484,7 @@ def fuzzed_archive(draw):
     return bytes(raw[: draw(st.integers(0, len(raw)))])
 
 
-@short_and_long(200, 10_000)
+@short_and_long(60, 10_000)
 def test_fuzzed_idx_files_raise_their_one_error_and_take_no_memory(made, n, request, monkeypatch):
     folder, limit = made[0], 100_000
     monkeypatch.setattr(mnistlib.data, "LARGEST", limit)
