@@ -96,45 +96,33 @@ def test_the_sidebar_lists_the_readme_the_notebooks_as_questions_and_the_other_t
     assert ("docs/draw.html" in pages) == (ROOT / DRAW).exists()
 
 
-def test_every_link_on_the_site_leads_somewhere(site):
-    _, pages = site
+def test_every_link_on_the_site_leads_somewhere_and_nothing_is_loaded_from_elsewhere(site):
+    folder, pages = site
     assert sum(len(page.links) for page in pages.values()) > 500
     assert dead_links(pages) == []
-
-
-def test_every_link_to_elsewhere_is_an_address_of_the_web(site):
-    _, pages = site
+    assert outside(folder, pages) == []
     links = {link for page in pages.values() for link in page.links if urlsplit(link).scheme}
     assert len(links) > 30
     address = r"https://[\w-]+(\.[\w-]+)+(/[^\s\"<>]*)?"
     assert [link for link in links if not re.fullmatch(address, link)] == []
 
 
-def test_nothing_is_loaded_from_elsewhere(site):
-    assert outside(*site) == []
-
-
-def test_formulas_are_drawn_without_a_script(site):
+def test_formulas_are_drawn_without_a_script_and_the_site_stays_small(site):
     folder, _ = site
     text = (folder / "notebooks" / "05_how_sure_are_we.html").read_text(encoding="utf-8")
     assert text.count("<math ") > 5
     assert "<msqrt>" in text
     assert not re.search(r"<script[^>]*(mathjax|katex)", text, re.IGNORECASE)
-
-
-def test_the_site_stays_small(site):
-    folder, _ = site
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8_000_000
 
 
-# On a small repository, to be broken
-
-GOOD = """# A project
+README = """# A project
 
 [A text](REFERENCES.md#the-last), [a table](data.csv), [elsewhere](https://example.org/a).
 ![A picture](dot.png)
 
 $\\hat p_1 = \\big(x\\big)$
+
 """
 BAD = {
     "nothing.md": "[a file that is missing](nothing.md)",
@@ -145,40 +133,28 @@ BAD = {
 }
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Return a folder with this repository's settings of Sphinx and two short texts."""
-    source = tmp_path / "source"
+def test_each_fault_of_a_text_is_named_and_fails_the_build_and_what_is_right_is_built(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "site"
     shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("*.md"))
-    (source / "README.md").write_text(GOOD, encoding="utf-8")
+    (source / "README.md").write_text(README + "\n\n".join(BAD.values()), encoding="utf-8")
     (source / "REFERENCES.md").write_text("# References\n\n## The last\n", encoding="utf-8")
     (source / "data.csv").write_text("a,b\n", encoding="utf-8")
     shutil.copy(next((ROOT / "outputs" / "figures").glob("*.png")), source / "dot.png")
-    return source
-
-
-def test_links_lead_to_pages_and_to_the_files_that_are_no_pages(small, tmp_path):
-    assert build(small, tmp_path) == (0, "")
-    path = tmp_path / "site" / "index.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    assert {"REFERENCES.html#the-last", "data.csv", "https://example.org/a"} <= set(page.links)
-    assert (tmp_path / "site" / "data.csv").read_text(encoding="utf-8") == "a,b\n"
-    assert "<mover" in path.read_text(encoding="utf-8")
-
-
-def test_each_fault_of_a_text_is_named_and_fails_the_build(small, tmp_path):
-    with (small / "README.md").open("a", encoding="utf-8") as file:
-        file.write("\n\n".join(["", *BAD.values()]))
-    status, said = build(small, tmp_path)
+    status, said = build(source, tmp_path)
     assert status == 1
     warnings = [line for line in said.splitlines() if "README.md" in line and "WARNING" in line]
     assert len(warnings) == len(BAD)
     assert [name for name in BAD if not any(name in line for line in warnings)] == []
+    text = (out / "README.html").read_text(encoding="utf-8")
+    links = {"REFERENCES.html#the-last", "data.csv", "https://example.org/a"}
+    assert links <= set(Page(text).links)
+    assert (out / "data.csv").read_text(encoding="utf-8") == "a,b\n"
+    assert "<mover" in text
 
 
-@pytest.mark.parametrize(
-    ("html", "dead", "loads"),
-    [
+def test_the_checks_find_dead_links_and_loads_from_elsewhere(tmp_path):
+    path = tmp_path / "page.html"
+    for html, dead, loads in [
         ('<a href="gone.html">x</a>', 1, 0),
         ('<a href="#gone">x</a><a id="here" href="#here">x</a>', 1, 0),
         ('<img src="gone.png">', 1, 0),
@@ -186,10 +162,7 @@ def test_each_fault_of_a_text_is_named_and_fails_the_build(small, tmp_path):
         ('<link rel="stylesheet" href="//example.org/a.css">', 0, 1),
         ('<style>@import "https://a.org/b.css"; p { background: url(//a.org) }</style>', 0, 2),
         ('<a href="https://example.org">x</a><img src="data:image/png;base64,AA==">', 0, 0),
-    ],
-)
-def test_the_checks_find_dead_links_and_loads_from_elsewhere(tmp_path, html, dead, loads):
-    path = tmp_path / "page.html"
-    path.write_text(html, encoding="utf-8")
-    pages = {path: Page(html)}
-    assert (len(dead_links(pages)), len(outside(tmp_path, pages))) == (dead, loads)
+    ]:
+        path.write_text(html, encoding="utf-8")
+        pages = {path: Page(html)}
+        assert (len(dead_links(pages)), len(outside(tmp_path, pages))) == (dead, loads)
