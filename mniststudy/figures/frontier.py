@@ -163,6 +163,6 @@ def errors_by_digit(labels: Tensor, recipes: Mapping[str, str]) -> pd.DataFrame:
     for column, recipe in recipes.items():
         wrong = misread.merge(runs_for(RECIPES[recipe])[["config_hash", "seed"]])["wrong"]
         missed = labels[[int(i) for text in wrong.astype(str) for i in text.split()]]
-        shares = missed.bincount(minlength=10).double() / labels.bincount()
-        columns[column] = (100 * shares / len(wrong)).numpy()
+        counts = missed.bincount(minlength=10).numpy()
+        columns[column] = 100 * counts / labels.bincount().numpy() / len(wrong)
     return pd.DataFrame(columns)
