@@ -4,6 +4,7 @@ import ctypes
 import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -72,43 +73,26 @@ def test_the_seed_is_set_for_the_run_alone():
 
 @pytest.mark.parametrize("how", ["finished", "failed", "interrupted", "interrupted twice"])
 def test_training_leaves_the_process_as_it_was(tiny_config, tiny_digits, monkeypatch, how):
-    seen = []
+    seen, error = [], {"failed": ZeroDivisionError, "interrupted twice": KeyboardInterrupt}.get(how)
 
     def act():
         seen.append(torch.get_num_threads())
-        if how == "failed":
-            raise ZeroDivisionError
-        if how == "interrupted":
+        if how.startswith("interrupted"):
             ctrl_c()
-        if how == "interrupted twice":
-            ctrl_c()
-            raise KeyboardInterrupt
-
-    def handler(number, frame):
-        raise AssertionError("Ctrl-C got past the run")
+        if error:
+            raise error
 
     within_step(monkeypatch, 6, act)
-    usual = signal.signal(signal.SIGINT, handler)
     torch.set_num_threads(2)
     try:
         before = process_state()
-        config = replace(
-            tiny_config,
-            model="c4k5s2p pooled",
-            epoch_images=100,
-            batch_size=25,
-        )
-        error = {"failed": ZeroDivisionError, "interrupted twice": KeyboardInterrupt}.get(how)
-        if error:
-            with pytest.raises(error):
-                train(config, tiny_digits, verbose=False)
-        else:
+        config = replace(tiny_config, model="c4k5s2p pooled", epoch_images=100, batch_size=25)
+        with pytest.raises(error) if error else nullcontext():
             run = train(config, tiny_digits, verbose=False)
             assert run.interrupted == (how != "finished")
         assert process_state() == before
         assert seen == [1]  # it had been another
     finally:
-        signal.signal(signal.SIGINT, usual)
         torch.set_num_threads(1)
 
 
