@@ -58,8 +58,10 @@ def test_digits_stand_in_rows_of_ten_under_their_labels_or_captions(tiny_digits)
     assert len(axes) == 20
     assert [ax.get_title(loc="center") for ax in axes[:12]] == [str(int(y)) for y in labels]
     assert [ax.axison for ax in axes] == [True] * 12 + [False] * 8
-    plots.digits(images[:2], labels[:2], "title", ["one", "two"])
-    assert [ax.get_title(loc="center") for ax in plt.gcf().axes[:3]] == ["one", "two", ""]
+    plots.digits(images[:2], labels[:2], "title", ["one", "two"], marked=[1])
+    axes = plt.gcf().axes[:3]
+    assert [ax.get_title(loc="center") for ax in axes] == ["one", "two", ""]
+    assert [ax.title.get_color() == plots.VALIDATION for ax in axes] == [False, True, False]
 
 
 def test_onecycle_has_the_peak_between_its_phases_and_every_evaluation(run):
