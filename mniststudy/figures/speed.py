@@ -257,11 +257,9 @@ def _curve(name: str, seed: int) -> list[dict[str, Any]]:
     rows, began = [], perf_counter()
     for step in loop:
         if step % loop.steps_per_epoch == 0:
-            row |= {
-                "epoch": step // loop.steps_per_epoch,
-                "val_accuracy": round(loop.accuracy(), 4),
-            }
-            rows.append(row | {"seconds": round(perf_counter() - began, 2)})
+            row["epoch"], accuracy = step // loop.steps_per_epoch, loop.accuracy()
+            seconds = round(perf_counter() - began, 2)
+            rows.append(row | {"val_accuracy": round(accuracy, 4), "seconds": seconds})
     return rows
 
 
