@@ -27,7 +27,6 @@ from mniststudy.cli import main
 from mniststudy.notebooks import (
     clean_notebook,
     execute_in_place,
-    extract_figures,
     find_notebooks,
     read_parameters,
     run_notebooks,
@@ -143,45 +142,22 @@ def test_a_parameter_that_cannot_be_starts_no_kernel(notebook, runs_folder, engi
     assert not runs_folder.exists()
 
 
-def test_a_value_is_read_by_the_type_of_its_default(notebook):
+def test_a_value_is_read_by_the_type_of_its_default(notebook, notebooks):
+    other = write(notebooks / "02_other.ipynb", "height = 0.1")
     names = ("12345678", "1e234567", "528686e9")
     taught = [{"recipe": "best", "pool": name, "mark": name} for name in names]
     for given, kept in [
         *zip(taught, taught, strict=True),
         ({"epochs": "3", "rows": "4", "quiet": "false"}, {"epochs": 3, "rows": 4, "quiet": False}),
         ({"max_lr": "1e-2", "share": "1"}, {"max_lr": 0.01, "share": 1.0}),
+        ({"height": "2"}, {"height": 2.0}),  # which the other one has
         ({"rows": 4, "share": 0.25, "quiet": True}, {"rows": 4, "share": 0.25, "quiet": True}),
         ({"recipe": "reference", "epochs": None}, {"recipe": "reference", "epochs": 20}),
         ({}, {}),
     ]:
-        found = read_parameters([notebook], given)
+        found = read_parameters([notebook, other], given)
         assert found == kept
         assert [type(found[name]) for name in kept] == [type(value) for value in kept.values()]
-
-
-def test_a_parameter_of_one_of_several_notebooks_is_known(notebook, notebooks):
-    other = write(notebooks / "02_other.ipynb", "height = 0.1")
-    without = write(notebooks / "03_none.ipynb", "x = 1", tags=())
-    assert read_parameters([notebook, other, without], {"height": "2"}) == {"height": 2.0}
-    with pytest.raises(ConfigError, match="there are none"):
-        read_parameters([without], {"x": 2})
-
-
-def test_the_command_says_what_cannot_be(notebook, capsys, engine):
-    before = notebook.read_bytes()
-    for arguments, text in [
-        ("-p epochs 0", "epochs is 0"),
-        ("-p epohcs 5", "'epohcs'"),
-        ("-p rows many", "rows is 'many'"),
-        ("02", "there is no notebook '02'; there are 01_first"),
-        ("--in-place -p epochs 1", "--in-place"),
-    ]:
-        assert main(["notebooks", *arguments.split()]) == 1
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert err.startswith("error: ")
-        assert text in err
-    assert notebook.read_bytes() == before
 
 
 def test_notebooks_are_found_by_the_beginnings_of_their_names(notebooks):
@@ -350,33 +326,30 @@ def test_a_clean_notebook_keeps_kernel_language_tags_and_outputs_but_no_stderr(t
     assert path.read_bytes() == once
 
 
-def test_figures_are_extracted_anew(tmp_path):
-    path, folder = traces(tmp_path / "01.ipynb"), tmp_path / "figures"
-    folder.mkdir()
-    (folder / "01-3.png").touch()  # of an earlier run that drew more
-    (folder / "02-1.png").touch()
-    extract_figures(path, folder)
-    assert {p.name for p in folder.iterdir()} == {"01-1.png", "01-2.png", "02-1.png"}
-    assert (folder / "01-2.png").read_bytes() == png()
-
-
-def test_notebooks_executed_in_place_are_clean(notebooks, tmp_path, engine):
+def test_notebooks_executed_in_place_are_clean_and_their_figures_are_new(notebooks, engine):
     path = traces(notebooks / "01_first.ipynb")
+    figures = notebooks.parent / "outputs" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "01_first-3.png").touch()  # of an earlier run that drew more
+    (figures / "02_other-1.png").touch()
     engine.append(shutil.copy)
     assert main(["notebooks", "--in-place"]) == 0
     assert "papermill" not in path.read_text(encoding="utf-8")
-    figures = tmp_path / "outputs" / "figures"
-    assert {p.name for p in figures.iterdir()} == {"01_first-1.png", "01_first-2.png"}
+    names = {"01_first-1.png", "01_first-2.png", "02_other-1.png"}
+    assert {p.name for p in figures.iterdir()} == names
+    assert (figures / "01_first-2.png").read_bytes() == png()
 
 
 def test_if_one_notebook_fails_in_place_or_there_is_only_the_sample_none_is_changed(
-    notebooks, tmp_path, monkeypatch, tiny_digits, engine
+    notebooks, tmp_path, monkeypatch, tiny_digits, engine, capsys
 ):
     paths = [traces(notebooks / name) for name in ("01_first.ipynb", "02_second.ipynb")]
     before = [path.read_bytes() for path in paths]
     engine.append(fails(cell_error("ValueError", "no"), "02_second.ipynb"))
     with pytest.raises(MnistlibError, match=r"02_second\.ipynb failed: ValueError: no"):
         execute_in_place(paths)
+    assert main(["notebooks", "--in-place", "-p", "epochs", "1"]) == 1
+    assert capsys.readouterr().err.startswith("error: --in-place executes notebooks as committed")
     sample = replace(tiny_digits, source="sample")
     monkeypatch.setattr(mniststudy.notebooks, "load_mnist", lambda: sample)
     with pytest.raises(ConfigError, match=r"full MNIST.*MNISTLIB_DATA"):

@@ -49,13 +49,6 @@ def test_what_not_everybody_needs_is_an_extra_that_the_tests_need_too():
     assert not core & {Requirement(line).name for name in optional for line in EXTRAS[name]}
 
 
-def test_every_folder_of_both_packages_is_installed():
-    files = [p for name in ("mnistlib", "mniststudy") for p in (ROOT / name).rglob("*.py")]
-    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in files}
-    setuptools = PYPROJECT["tool"]["setuptools"]
-    assert folders == set(setuptools["packages"]) - set(setuptools["package-dir"])
-
-
 def test_github_actions_may_only_read_and_are_pinned_by_commit():
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         text = path.read_text(encoding="utf-8")

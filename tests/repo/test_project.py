@@ -10,7 +10,6 @@ import torch
 from mnistlib import (
     RECIPES,
     Config,
-    DatasetError,
     build,
     evaluate,
     load_checkpoint,
@@ -63,22 +62,6 @@ def test_the_recipes_are_the_ones_that_were_run():
         rows = runs_for(RECIPES[recipe])
         assert set(range(40 if recipe == "fast" else 20)) <= set(rows["seed"])
         assert set(rows["epochs"]) == {RECIPES[recipe].epochs}
-
-
-def test_no_writer_of_the_digits_that_are_here_is_on_both_sides(digits):
-    if digits.source == "sample":
-        with pytest.raises(DatasetError, match="writers of the sample are unknown"):
-            digits.split("writers")
-        return
-    train_ids, val_ids = digits.split("writers")
-    table = digits.writers()
-    assert not set(table[train_ids, 2].tolist()) & set(table[val_ids, 2].tolist())
-    assert len(train_ids) + len(val_ids) == 60_000
-    assert abs(len(val_ids) - 10_000) < 100
-    for partition in (0, 4):
-        assert abs(int((table[val_ids, 1] == partition).sum()) - 5_000) < 100
-    shares = [table[ids, 0].bincount(minlength=10) / len(ids) for ids in (train_ids, val_ids)]
-    assert float((shares[0] - shares[1]).abs().max()) < 0.002
 
 
 @pytest.mark.parametrize("recipe", sorted(p.parent.name for p in CHECKPOINTS.glob("*/*.pth")))
