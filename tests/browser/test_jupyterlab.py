@@ -33,7 +33,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     copy = folder / "mnistlib"
     unneeded = shutil.ignore_patterns("__pycache__", "runs", ".ipynb_checkpoints")
-    for name in ("mnistlib", "notebooks", "outputs"):
+    for name in ("mnistlib", "mniststudy", "notebooks", "outputs"):
         shutil.copytree(ROOT / name, copy / name, ignore=unneeded)
     shutil.copy(ROOT / "pyproject.toml", copy)
     python = {"name": "python3", "display_name": "Python 3"}
@@ -42,7 +42,7 @@ def lab(tmp_path_factory):
     )
     nbformat.write(broken, copy / "notebooks" / "broken.ipynb")
     for name, values in SETTINGS.items():
-        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = folder / "config/lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
     with socket.socket() as free:
@@ -52,8 +52,6 @@ def lab(tmp_path_factory):
     environment = os.environ | {
         "PYTHONPATH": str(copy),
         "MNISTLIB_RUNS": str(folder / "runs"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "IPYTHONDIR": str(folder / "ipython"),

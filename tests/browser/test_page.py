@@ -1,9 +1,7 @@
 """The page to draw on, in a real browser: what it answers, to whom, and what it asks for."""
 
 import statistics
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -44,21 +42,25 @@ def difference(page):
 # What it answers
 
 
-@pytest.mark.parametrize("digit", STROKES)
-def test_a_drawn_digit_is_recognised(open_page, digit):
-    page = open_page()
-    draw(page, STROKES[digit])
-    page.screenshot(path=PICTURES / f"drawn-{digit}.png", full_page=True)
-    assert shown(page) == str(digit)
+def test_each_drawn_digit_is_recognised_within_20_ms_of_a_stroke(open_page):
+    page, waits = open_page(), []
+    for digit, strokes in STROKES.items():
+        page.get_by_role("button", name="Clear").click()
+        waits += draw(page, strokes)
+        page.screenshot(path=PICTURES / f"drawn-{digit}.png", full_page=True)
+        assert shown(page) == str(digit)
+    print(f"\nmilliseconds: median {statistics.median(waits):.1f}, most {max(waits):.1f}")
+    assert len(waits) > 150
+    assert statistics.median(waits) < 20
+    assert statistics.quantiles(waits, n=20)[-1] < 20  # other programs may take the core at times
 
 
-def test_probabilities_are_those_of_torch(open_page):
+def test_probabilities_are_those_of_torch_and_another_batch_norm_would_be_noticed(
+    open_page, tmp_path
+):
     largest = difference(open_page())
     print(f"\nlargest difference of a probability: {largest:.1e}")
     assert largest < 1e-4
-
-
-def test_another_batch_norm_would_be_noticed(open_page, tmp_path):
     assert difference(open_page(changed(tmp_path, eps=0.01))) > 1e-4
 
 
@@ -93,15 +95,6 @@ def test_a_dot_is_not_blown_up_to_a_digit(open_page):
     assert page.evaluate("mnist.pixels.filter(value => value > 0).length") < 40
 
 
-def test_new_probabilities_are_there_within_20_ms_of_a_stroke(open_page):
-    page = open_page()
-    waits = [wait for strokes in STROKES.values() for wait in draw(page, strokes)]
-    print(f"\nmilliseconds: median {statistics.median(waits):.1f}, most {max(waits):.1f}")
-    assert len(waits) > 150
-    assert statistics.median(waits) < 20
-    assert statistics.quantiles(waits, n=20)[-1] < 20  # other programs may take the core at times
-
-
 def test_the_answer_changes_while_one_draws(open_page):
     page = open_page()
     seen = set()
@@ -119,40 +112,15 @@ def test_the_answer_changes_while_one_draws(open_page):
 # When it does not answer
 
 
-def test_below_the_threshold_it_is_not_sure(open_page, tmp_path):
-    page = open_page(changed(tmp_path, sure=1.01, evidence=None))
-    draw(page, STROKES[3])
-    assert shown(page) == "Not sure"
-    assert "perhaps 3 (" in page.locator("#detail").inner_text()
-    assert page.evaluate("mnist.answer") == "not sure"
-
-
-def test_with_little_evidence_it_is_not_a_digit(open_page, tmp_path):
-    page = open_page(changed(tmp_path, sure=0, evidence=1e6))
-    draw(page, STROKES[3])
-    assert shown(page) == "Not a digit"
-    page = open_page(changed(tmp_path, sure=0, evidence=-1e6))
-    draw(page, STROKES[3])
-    assert shown(page) == "3"
-
-
-def test_the_thresholds_are_compared_with_probability_and_undivided_logits(open_page, tmp_path):
+def test_below_the_threshold_it_is_not_sure_and_an_empty_field_is_not_answered(open_page, tmp_path):
     page = open_page()
-    draw(page, STROKES[2])
-    result = page.evaluate("mnist.predict(mnist.pixels)")
-    sure = max(result["probabilities"])
-    evidence = float(torch.tensor(result["logits"], dtype=torch.float64).logsumexp(0))
-    for sign, answer in [(-1, "2"), (1, "Not sure")]:
-        page = open_page(changed(tmp_path, sure=sure + sign * 1e-6, evidence=evidence - 1e-3))
-        draw(page, STROKES[2])
+    draw(page, STROKES[3])
+    likely = max(page.evaluate("mnist.predict(mnist.pixels)")["probabilities"])
+    for sure, answer in ((likely - 1e-6, "3"), (likely + 1e-6, "Not sure")):
+        page = open_page(changed(tmp_path, sure=sure))
+        draw(page, STROKES[3])
         assert shown(page) == answer
-    page = open_page(changed(tmp_path, sure=0, evidence=evidence + 1e-3))
-    draw(page, STROKES[2])
-    assert shown(page) == "Not a digit"
-
-
-def test_an_empty_field_is_not_answered(open_page):
-    page = open_page()
+    assert "perhaps 3 (" in page.locator("#detail").inner_text()
     page.get_by_role("button", name="Clear").click()
     assert shown(page) == "Draw a digit"
     assert set(page.locator("#bars").evaluate(PERCENT)) == {"–"}
@@ -161,7 +129,7 @@ def test_an_empty_field_is_not_answered(open_page):
 # The layers
 
 
-def test_every_layer_shows_its_feature_maps_and_they_change_with_the_drawing(open_page):
+def test_every_layer_shows_its_parameters_and_its_feature_maps_change_with_the_drawing(open_page):
     page = open_page()
     names = page.locator("figcaption b").all_inner_texts()
     layers = ["conv1", "conv2", "conv3", "pool1", "onecross", "conv4", "conv5", "pool2", "conv6"]
@@ -173,13 +141,9 @@ def test_every_layer_shows_its_feature_maps_and_they_change_with_the_drawing(ope
     draw(page, STROKES[7])
     for old, new in zip(before, page.evaluate(look), strict=True):
         assert sum(a != b for a, b in zip(old, new, strict=True)) > len(old) / 2
-
-
-def test_the_captions_count_13912_parameters(open_page):
-    text = " ".join(open_page().locator("figcaption").all_inner_texts())
+    text = " ".join(page.locator("figcaption").all_inner_texts())
     counts = [int(w.replace(",", "")) for w in text.split() if w.replace(",", "").isdigit()]
-    known = {88, 592, 128, 2336, 7840}
-    assert sum(n for n in counts if n in known) == 13_912
+    assert sum(n for n in counts if n in {88, 592, 128, 2336, 7840}) == 13_912
 
 
 # Hands other than the mouse
@@ -240,18 +204,6 @@ def test_a_finger_draws_on_a_phone_and_does_not_scroll(open_page):
     page.screenshot(path=PICTURES / "phone.png", full_page=True)
     assert shown(page) == "4"
     assert page.evaluate("scrollY") == start
-
-
-def test_a_pen_draws(open_page):
-    page = open_page()
-    hand = page.context.new_cdp_session(page)
-    pen = {"button": "left", "buttons": 1, "clickCount": 1, "pointerType": "pen"}
-    for stroke in STROKES[5]:
-        points = places(page, stroke)
-        steps = ["mousePressed", *["mouseMoved"] * len(points), "mouseReleased"]
-        for kind, (x, y) in zip(steps, [points[0], *points, points[-1]], strict=True):
-            hand.send("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **pen})
-    assert shown(page) == "5"
 
 
 # Eyes and ears
@@ -318,10 +270,11 @@ def test_both_schemes_are_followed_readable_and_switched(open_page, scheme):
     assert shown(page) == "3"
 
 
-@pytest.mark.parametrize("width", [320, 390, 700, 992, 1000, 1400])
-def test_nothing_sticks_out_at_the_side(open_page, width):
-    page = open_page(viewport={"width": width, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+def test_nothing_sticks_out_at_the_side(open_page):
+    page = open_page()
+    for width in (320, 390, 700, 992, 1000, 1400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_nothing_moves_for_those_who_asked_for_that(open_page):
@@ -339,34 +292,18 @@ def test_the_file_is_small_and_names_no_address():
     assert text.count("://") == text.count("http://www.w3.org/2000/svg") == 1
 
 
-@pytest.mark.parametrize(("policy", "asked"), [("", 0), ("out of force", 2)])
-def test_the_page_may_not_ask_the_network_for_anything(browser, tmp_path, policy, asked):
-    """Not by mistake either: its own policy refuses, and without it the requests would arrive."""
-    path = tmp_path / "draw.html"
-    name = "Content-Security-Policy"
-    path.write_text(PAGE.read_text("utf-8").replace(name, policy or name), "utf-8")
-    arrived = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_GET(self):
-            arrived.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        threading.Thread(target=server.serve_forever).start()
-        page = browser.new_page()
-        page.goto(path.as_uri())
-        page.evaluate(
-            """async address => {
-            await fetch(address + "/fetched").catch(() => 0);
-            const image = Object.assign(new Image, { src: address + "/seen" });
-            await new Promise(done => image.onload = image.onerror = done);
-        }""",
-            f"http://127.0.0.1:{server.server_port}",
-        )
-        page.close()
-        server.shutdown()
-    assert len(arrived) == asked
+def test_the_page_may_not_ask_the_network_for_anything(browser):
+    """Not by mistake either: its own policy refuses."""
+    page = browser.new_page()
+    page.goto(PAGE.as_uri())
+    refused = page.evaluate("""async () => {
+        const refused = [], address = "http://127.0.0.1:9/";
+        const note = event => refused.push(event.effectiveDirective);
+        document.addEventListener("securitypolicyviolation", note);
+        await fetch(address).catch(() => 0);
+        await new Promise(done => Object.assign(new Image, { onerror: done, src: address }));
+        await new Promise(done => setTimeout(done, 100));
+        return refused;
+    }""")
+    page.close()
+    assert refused == ["connect-src", "img-src"]
