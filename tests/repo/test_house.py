@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
-import importlib, pkgutil, sys
+import importlib, os, pkgutil, signal, sys
 from importlib.machinery import PathFinder
 
 class WithoutExtras(PathFinder):
@@ -16,7 +16,16 @@ class WithoutExtras(PathFinder):
         return None if name.partition(".")[0] in sys.argv else super().find_spec(name, *where)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutExtras
+import numpy, torch
+
+def process():
+    random_states = torch.get_rng_state().tolist(), str(numpy.random.get_state())
+    return random_states, torch.get_num_threads(), {**os.environ}, signal.getsignal(signal.SIGINT)
+
+before = process()
 import mnistlib
+from mniststudy.cli import main  # and what it imports before a command is known
+assert process() == before
 print({"pandas", "scipy", "matplotlib", "torchvision", "seaborn", "papermill"} & set(sys.modules))
 import mniststudy
 for package in (mnistlib, mniststudy):
@@ -24,7 +33,6 @@ for package in (mnistlib, mniststudy):
         if not module.name.endswith((".__main__", ".notebooks", ".latency")):
             importlib.import_module(module.name)
 print({name for name in sys.argv if name in sys.modules})
-from mniststudy.cli import main
 main(["train", "--help"])
 """
 
