@@ -109,7 +109,9 @@ def evaluate(checkpoint: Checkpoint = None, /, *, data: Data = "auto") -> int:
     """Evaluate a checkpoint on its validation images and the test set."""
     from .runs.report import describe
 
-    print(describe(checkpoint or mnistlib.released_checkpoint(), mnistlib.load_mnist(data)))
+    path = checkpoint or mnistlib.released_checkpoint()
+    mnistlib.load_checkpoint(path)  # a bad file is refused before digits are loaded
+    print(describe(path, mnistlib.load_mnist(data)))
     return 0
 
 
@@ -239,6 +241,7 @@ def export(checkpoint: Checkpoint = None, /, *, folder: Path | None = None) -> i
 
     check_extra()  # before digits are loaded
     path = checkpoint or mnistlib.released_checkpoint()
+    mnistlib.load_checkpoint(path)
     for file in write_formats(path, mnistlib.load_mnist(), folder):
         print(f"{file}: {file.stat().st_size:,} bytes")
     return 0
