@@ -5,6 +5,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ LAYER_COLORS = {
     "conv4": "#ffa90e", "conv5": "#e76300", "conv6": "#bd1f01",
     "pool1": "#717581", "pool2": "#717581",
 }  # fmt: skip
+DARK = ("conv3", "conv6")  # with white letters
 # the reference network, block by block: a shortcut starts at | and is added at +, / ends a row
 DIAGRAM = """conv1 bn1 ReLU | conv2 bn2 ReLU conv3 bn3 + pool1 ReLU drop1 /
     onecross | conv4 bn4 ReLU conv5 bn5 + pool2 ReLU drop2 conv6"""
@@ -108,7 +110,7 @@ def _draw_block(
     """Draw one layer with its left side at `x`, its output's shape below it; return its width."""
     width, color, text = BLOCKS[type(layer).__name__]
     low, count = y - TALL / 2, sum(p.numel() for p in layer.parameters())
-    color, ink = color or LAYER_COLORS[name], "white" if name in ("conv3", "conv6") else "black"
+    color, ink = color or LAYER_COLORS[name], "white" if name in DARK else "black"
     ax.add_patch(Rectangle((x, low), width, TALL, facecolor=color, edgecolor=LINE, lw=0.8))
     style: dict[str, Any] = {"fontsize": 7, "ha": "center"}
     text, turned = text.format(name=name, layer=layer, count=count), 90 if width < 0.5 else 0
@@ -202,19 +204,35 @@ def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
 
 
 def budget(counted: Budget, title: str) -> None:
-    """Draw the share of each layer, all BatchNorm together, in both counts."""
+    """Draw how parameters and multiply-accumulates are split by layer, all BatchNorm together."""
     rows = pd.DataFrame([vars(layer) for layer in counted.layers])
     norm = rows["kind"].str.startswith("BatchNorm")
     rows["name"] = rows["name"].str.split(".").str[0].mask(norm, "BatchNorm")
     rows = pd.concat([rows[~norm & (rows["multiply_accumulates"] > 0)], rows[norm]])
     counts = rows.groupby("name", sort=False)[["parameters", "multiply_accumulates"]].sum()
-    size = (7, 0.8 + 0.26 * len(counts))
-    with figure(title, "", size, ncols=2, sharex=True, sharey=True) as (_, axes):
-        for ax, (what, count) in zip(axes, counts.items(), strict=True):
-            colors = [LAYER_COLORS.get(name, QUIET) for name in count.index]
-            drawn = ax.barh(count.index, 100 * count / count.sum(), color=colors)
-            ax.bar_label(drawn, fmt=" %.1f %%", fontsize=8)
-            ax.set_xlabel(f"share of the {str(what).replace('_', '-')} (%)")
-            ax.grid(axis="y", visible=False)
-        axes[0].invert_yaxis()
-        axes[0].margins(x=0.15)
+    with figure(title, size=(7, 3.1)) as (_, (ax,)):
+        for y, (_, count) in enumerate(counts.items()):
+            _split_bar(ax, y, 100 * count[count > 0] / count.sum())
+        ax.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
+        ax.set(xlim=(0, 100), ylim=(1.95, -0.95), xlabel="share (%)")
+        ax.grid(False)
+
+
+def _split_bar(ax: Axes, y: int, shares: pd.Series) -> None:
+    """Draw a bar split into shares in percent; labels of thin segments stand beside it."""
+    bar = pd.DataFrame({"share": shares, "middle": shares.cumsum() - shares / 2})
+    thin, out = bar[shares < 6], 1 if y else -1
+    # so far apart that they do not overlap, and not beyond the ends of the bar
+    room = 9 * np.arange(len(thin))
+    places = np.maximum.accumulate(thin["middle"].clip(lower=4) - room) + room
+    bar["label"] = np.minimum(places, 97 - room[::-1])  # missing where there is room inside
+    for name, share, middle, label in bar.itertuples(name=None):
+        text, color = f"{name}\n{share:.1f} %", LAYER_COLORS.get(name, QUIET)
+        ax.barh(y, share, 0.7, middle - share / 2, color=color, edgecolor="white")
+        if name in thin.index:
+            ax.plot([middle, label], [y + 0.35 * out, y + 0.5 * out], color=color, lw=1.2)
+            va = "top" if y else "bottom"
+            note(ax, text, (label, y + 0.53 * out), fontsize=7, ha="center", va=va)
+        else:
+            ink = "white" if name in DARK else "black"
+            note(ax, text, (middle, y), fontsize=7.5, ha="center", va="center", color=ink)
