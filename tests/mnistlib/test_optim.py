@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from mnistlib import RECIPES, Config, build, learning_rates
-from mnistlib.muon import Muon, orthogonal
+from mnistlib.muon import orthogonal
 from mnistlib.optim import make_optimizer, make_scheduler
 
 # after each epoch, from the reference's table
@@ -24,24 +22,6 @@ PUBLISHED = [
 # Optimizers
 
 
-@pytest.mark.parametrize("shape", [(8, 72), (32, 9)])
-def test_an_orthogonal_step_keeps_the_singular_vectors_and_evens_the_values(shape):
-    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    inner = left.T @ orthogonal(matrix, steps=8) @ right.T
-    assert (inner - inner.diag().diag()).abs().max() < 1e-3
-    assert 0.5 < inner.diag().min() < inner.diag().max() < 1.3
-
-
-def test_the_iteration_is_jordans_quintic_of_five_steps():
-    """On a diagonal matrix each singular value goes its own way by a * x + b * x^3 + c * x^5."""
-    values = torch.tensor([0.9, 0.4, 0.2, 0.05], dtype=torch.float64)
-    x = values / values.norm()
-    for _ in range(5):
-        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
-    torch.testing.assert_close(orthogonal(values.diag()), x.diag(), rtol=1e-5, atol=1e-6)
-
-
 def steps_of(model, optimizer, n=5) -> list[torch.Tensor]:
     """Take steps on the same random images and return the weights."""
     generator = torch.Generator().manual_seed(1)
@@ -53,43 +33,33 @@ def steps_of(model, optimizer, n=5) -> list[torch.Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-@pytest.fixture
-def twins():
-    """Return two equal small networks: a BatchNorm, a matrix and a bias."""
-    torch.manual_seed(0)
-    one, other = (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)) for _ in range(2))
-    other.load_state_dict(one.state_dict())
-    return one, other
-
-
-def test_without_orthogonal_groups_muon_is_nesterov_sgd(twins):
-    ours, theirs = twins
-    groups = [{"params": list(ours.parameters()), "orthogonal": False, "weight_decay": 0.01}]
-    known = torch.optim.SGD(
-        theirs.parameters(), 0.1, momentum=0.8, nesterov=True, weight_decay=0.01
-    )
-    found = steps_of(ours, Muon(groups, lr=0.1, momentum=0.8))
-    for a, b in zip(found, steps_of(theirs, known), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimizers_are_torchs_and_sgd_decays_matrices_alone(twins, name):
-    ours, theirs = twins
-    if name == "sgd":
-        groups = [
-            {"params": [theirs[1].weight], "weight_decay": 0.1},
-            {"params": [theirs[1].bias, *theirs[0].parameters()]},
-        ]
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_optimizers_are_torchs_and_sgd_and_muon_decay_matrices_alone(name):
+    """Without filters of 3x3, Muon is SGD."""
+    ours, theirs = (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    if name in ("sgd", "muon"):
+        vectors = [theirs[1].bias, *theirs[0].parameters()]
+        groups = [{"params": [theirs[1].weight], "weight_decay": 0.1}, {"params": vectors}]
         known = torch.optim.SGD(groups, 0.03, momentum=0.9, nesterov=True)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
         known = kind(theirs.parameters(), lr=0.03, weight_decay=0.1)
-    config = Config(optimizer=name, max_lr=0.03, weight_decay=0.1)
-    for a, b in zip(
-        steps_of(ours, make_optimizer(ours, config)), steps_of(theirs, known), strict=True
-    ):
+    made = make_optimizer(ours, Config(optimizer=name, max_lr=0.03, weight_decay=0.1))
+    for a, b in zip(steps_of(ours, made), steps_of(theirs, known), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(8, 72), (32, 9)])
+def test_an_orthogonal_step_keeps_the_singular_vectors_and_evens_the_values(shape):
+    """Each singular value goes its own way by Jordan's a * x + b * x^3 + c * x^5, five times."""
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).double()
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    x = values / values.norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    torch.testing.assert_close(left.T @ orthogonal(matrix) @ right.T, x.diag(), rtol=0, atol=1e-5)
+    assert 0.5 < x.min() < x.max() < 1.3
 
 
 def test_muon_turns_only_inner_filters_and_decays_the_other_matrices():
@@ -101,19 +71,15 @@ def test_muon_turns_only_inner_filters_and_decays_the_other_matrices():
     assert turned == ["conv2.weight", "conv3.weight", "conv4.weight", "conv5.weight"]
     decays = {name: g["weight_decay"] for name, g in groups.items() if g["weight_decay"]}
     assert decays == dict.fromkeys(("conv1.weight", "onecross.weight", "conv6.weight"), 0.25)
-    assert {g["momentum"] for g in optimizer.param_groups} == {0.9}
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    pixels = torch.randint(0, 256, (8, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    model(pixels.to(torch.uint8)).square().sum().backward()
+    before = model.conv4.weight.detach().clone()
+    model(torch.rand(8, 1, 28, 28)).square().sum().backward()
     optimizer.step()
-    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
     # the learning rate of 0.2 times a tenth
-    step = (model.conv4.weight - before["conv4.weight"]).flatten(1) / 0.02
-    values = torch.linalg.svdvals(step.detach())
+    values = torch.linalg.svdvals((model.conv4.weight.detach() - before).flatten(1) / 0.02)
     assert 0.5 < values.median() < values.max() < 1.3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_momentum_falls_to_085_at_the_peak_and_rises_again_only_where_it_cycles(optimizer):
     for cycles in (True, False):
         config = Config(optimizer=optimizer, cycle_momentum=cycles, pct_start=0.5)
@@ -139,52 +105,30 @@ def rates(**settings) -> list[float]:
     return learning_rates(Config(epochs=1, cycle_momentum=False, max_lr=1.0, **settings), 100)
 
 
-def test_other_schedules_rise_in_a_straight_line_and_stay_or_fall_to_a_tenth_twice():
+def test_391_batches_an_epoch_reproduce_all_twenty_published_learning_rates():
+    ends = learning_rates(RECIPES["reference"], 391)[391::391]
+    assert [f"{rate:.6f}" for rate in ends] == PUBLISHED
+
+
+def test_schedules_rise_in_a_straight_line_and_stay_or_fall_to_a_tenth_twice_or_to_nothing():
+    random_state = torch.get_rng_state()
     constant = rates(anneal="constant", pct_start=0.2)
     assert constant[:20] == pytest.approx([0.04 + 0.96 * step / 20 for step in range(20)])
     assert constant[20:] == rates(anneal="constant", pct_start=0.0)[20:] == [1.0] * 81
     step = rates(anneal="step", pct_start=0.1)
     assert step[10:] == pytest.approx([1.0] * 50 + [0.1] * 25 + [0.01] * 16)
-
-
-@pytest.mark.parametrize("anneal", ["cos", "linear"])
-def test_one_cycle_is_torchs(anneal):
-    config = Config(epochs=3, max_lr=0.7, anneal=anneal, pct_start=0.3)
-    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=0.7)
-    known = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.7, epochs=3, steps_per_epoch=7, pct_start=0.3, anneal_strategy=anneal
-    )
-    expected = known.get_last_lr()
-    for _ in range(21):
-        optimizer.step()
-        known.step()
-        expected += known.get_last_lr()
-    assert learning_rates(config, 7) == [max(0.0, rate) for rate in expected]
-
-
-def test_the_linear_schedule_ends_at_nothing_and_looking_at_rates_draws_no_random_numbers():
-    random_state = torch.get_rng_state()
-    found = rates(anneal="linear", pct_start=0.2)
+    linear = rates(anneal="linear", pct_start=0.2)
+    assert linear[19:100] == pytest.approx([1 - step / 80 for step in range(81)], abs=1e-4)
+    assert linear[100] == 0
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert found[99] == pytest.approx(0, abs=1e-5)
-    assert found[100] == 0
 
 
-def test_391_batches_an_epoch_reproduce_all_twenty_published_learning_rates():
-    ends = {n: learning_rates(RECIPES["reference"], n)[n::n] for n in (391, 469)}
-    assert [f"{rate:.6f}" for rate in ends[391]] == PUBLISHED
-    assert [f"{rate:.6f}" for rate in ends[469]] != PUBLISHED  # of all 60,000 images
-
-
-@settings(max_examples=40, deadline=None, database=None, derandomize=True)
-@given(
-    pct_start=st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.5, 0.95]) | st.floats(0, 0.95),
-    anneal=st.sampled_from(["cos", "linear", "step", "constant"]),
-    steps=st.integers(1, 20),
-)
-def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(pct_start, anneal, steps):
-    config = Config(epochs=1, max_lr=0.01, pct_start=pct_start, anneal=anneal, cycle_momentum=False)
-    found = learning_rates(config, steps)
-    assert len(found) == steps + 1
-    assert all(math.isfinite(rate) and 0 <= rate <= 0.01 + 1e-9 for rate in found)
-    assert max(found) > 0
+@pytest.mark.parametrize("anneal", ["cos", "linear", "step", "constant"])
+def test_every_allowed_warm_up_has_a_schedule_however_short_the_run(anneal):
+    for steps in (1, 2, 3, 4, 5, 7, 10, 20):
+        for pct_start in (0.0, 1 / 20, 0.1, 1 / 7, 0.2, 0.25, 1 / 3, 0.5, 0.95):
+            config = Config(epochs=1, pct_start=pct_start, anneal=anneal, cycle_momentum=False)
+            found = learning_rates(config, steps)
+            assert len(found) == steps + 1
+            assert all(math.isfinite(rate) and 0 <= rate <= 0.01 + 1e-9 for rate in found)
+            assert max(found) > 0
