@@ -1,7 +1,9 @@
 """Distillation: what a pool hands out, its loss, and that a run on it is one like any other."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from core_helpers import CPU, same, state_in, stop_after
 
 from mnistlib import Config, ConfigError, augment, train
-from mnistlib.distill import TEMPERATURE, distillation_loss, load_pool, pool_folder
+from mnistlib.distill import distillation_loss, load_pool, pool_folder
 
 NAME, VIEWS = "0123abcd", 3
 AUGMENTED = Config(degrees=10, pixels=1, elastic=0.5)
@@ -52,15 +54,16 @@ def test_each_view_is_an_augmentation_and_is_drawn_with_its_own_target(targets, 
     assert len(set(places)) > 1
 
 
-def test_the_loss_is_lowest_where_the_student_answers_like_the_teachers():
+def test_the_loss_weighs_teachers_nine_to_one_at_twice_the_usual_temperature():
+    """By its gradient. The factor 1 is 2, the temperature, times 1/2 of the chain rule."""
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 10, requires_grad=True), torch.arange(8)
-    truth = torch.cat(((logits.detach() / TEMPERATURE).softmax(1), labels[:, None]), 1)
+    answers = torch.randn(8, 10).softmax(1)
+    truth = torch.cat((answers, labels[:, None]), 1)
     (gradient,) = torch.autograd.grad(distillation_loss(logits, truth).sum(), logits)
-    (hard,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), logits)
-    torch.testing.assert_close(gradient, 0.1 * hard, rtol=1e-4, atol=1e-6)
-    moved = distillation_loss(logits.detach() + torch.randn(8, 10), truth)
-    assert moved.mean() > distillation_loss(logits.detach(), truth).mean()
+    soft = 2 * ((logits / 2).softmax(1) - answers) / 2
+    hard = logits.softmax(1) - F.one_hot(labels, 10)
+    torch.testing.assert_close(gradient, 0.9 * soft + 0.1 * hard)
 
 
 def test_a_student_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
@@ -75,8 +78,6 @@ def test_a_student_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
     resumed = train(STUDENT, tiny_digits, tmp_path, folder=tmp_path, verbose=False)
     assert resumed.curve == whole.curve
     assert same(state_in(resumed.checkpoint), state_in(whole.checkpoint))
-    cut = train(replace(STUDENT, slices=2), tiny_digits, save=False, verbose=False)
-    assert cut.curve["loss"][0] == pytest.approx(whole.curve["loss"][0], rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +93,8 @@ def test_a_pool_that_does_not_fit_is_refused_before_training(settings, source, s
         train(replace(STUDENT, **settings), replace(tiny_digits, source=source), save=False)
 
 
-def test_a_pool_with_a_view_that_is_missing_or_cut_short_is_refused(tiny_digits):
-    path = pool_folder(NAME) / "0.f16"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ConfigError, match="not wholly"):
-        load_pool(STUDENT, tiny_digits, CPU)
-    path.unlink()
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 20)])
+def test_a_pool_with_a_view_that_is_missing_or_cut_short_is_refused(tiny_digits, damage):
+    damage(pool_folder(NAME) / "0.f16")
     with pytest.raises(ConfigError, match="not wholly"):
         load_pool(STUDENT, tiny_digits, CPU)
