@@ -127,13 +127,6 @@ def test_a_run_has_the_same_bits_on_any_number_of_threads(tiny_config, tiny_digi
         assert same(state_in(run.checkpoint), state_in(first.checkpoint))
 
 
-def test_more_slices_than_images_are_one_image_each(tiny_config, tiny_digits):
-    config = replace(
-        tiny_config, slices=64, dropout=0.0, batch_size=4, epoch_images=18, epochs=1
-    )  # fmt: skip
-    assert len(train(config, tiny_digits, save=False, verbose=False).curve["loss"]) == 5
-
-
 @pytest.mark.parametrize("n", [1, 129])
 def test_evaluation_has_the_same_bits_on_any_number_of_threads(tiny_digits, torch_threads, n):
     model = build("reference").eval()

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_helpers import CPU, same, state_in, stop_after, without_seconds
+from core_helpers import same, state_in, stop_after, without_seconds
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnistlib import Config, build, load_checkpoint, train
 from mnistlib.checkpoint import save_checkpoint
-from mnistlib.state import TrainingState, WeightAverage
+from mnistlib.state import WeightAverage
 
 STEPS = 12
 # a small network in three epochs of four steps, with everything switched on that has a state
@@ -65,16 +65,6 @@ def test_renewed_statistics_are_those_of_the_images_in_the_averaged_network():
 
 
 # All of it
-
-
-def test_initial_weights_follow_torchs_random_state_and_augmentation_has_its_own(tiny_config):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        state = TrainingState(tiny_config, 500, CPU)
-        torch.manual_seed(3)
-        assert same(state.model.state_dict(), build("reference").state_dict())
-    assert state.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
-    assert state.random.augmentation.initial_seed() == 3 + 2**31
 
 
 KINDS = {
