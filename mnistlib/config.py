@@ -177,13 +177,13 @@ _SGD: dict[str, Any] = {
     "optimizer": "sgd", "max_lr": 0.25, "pct_start": 0.2, "anneal": "linear",
     "cycle_momentum": False, "weight_decay": 5e-4, "dropout": 0.0, "label_smoothing": 0.05,
 }  # fmt: skip
-_MILD: dict[str, Any] = {"degrees": 5.0, "pixels": 0.7, "scale": 0.05, "shear": 3.0}
-_MEDIUM: dict[str, Any] = {"degrees": 8.0, "pixels": 1.0, "scale": 0.08, "shear": 5.0}
-_STRONG: dict[str, Any] = {
-    "degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0, "elastic": 0.5,
-}  # fmt: skip
+_MILD = {"degrees": 5.0, "pixels": 0.7, "scale": 0.05, "shear": 3.0}
+_MEDIUM = {"degrees": 8.0, "pixels": 1.0, "scale": 0.08, "shear": 5.0}
+_STRONG = {"degrees": 10.0, "pixels": 1.5, "scale": 0.1, "shear": 6.0, "elastic": 0.5}
 _MINED = _SGD | {"epoch_images": 15_000, "focus": 0.9, "ema_decay": 0.999}
 _FAST = _MINED | {"ema_decay": 0.995, "slices": 2}
+_FAST_REFERENCE = _FAST | _MEDIUM | {"max_lr": 0.15, "weight_decay": 2e-3, "label_smoothing": 0.0}
+_FAST_EARLY = _FAST | _MILD | {"model": "early", "pct_start": 0.4}
 _LONG = _MINED | _STRONG | {"focus": 0.7, "split": "none"}
 _STACKED = _MINED | {"label_smoothing": 0.0, "batch_size": 120, "split": "none"}
 _SMALL = _STACKED | _MILD | {"max_lr": 0.15, "norm_images": 10_000}
@@ -194,18 +194,11 @@ RECIPES: dict[str, Config] = {
     "reference": Config(epochs=20, max_lr=0.01, pct_start=0.2, dropout=0.05),
     # The same network, fastest found to 99.4 %; short epochs, because hard examples are chosen anew
     # after each
-    "reference-fast": Config(
-        epochs=16,
-        **_FAST | _MEDIUM | {"max_lr": 0.15, "weight_decay": 2e-3, "label_smoothing": 0.0},
-    ),
+    "reference-fast": Config(epochs=16, **_FAST_REFERENCE),
     # Fastest found to 99.4 % with any network
-    "fast": Config(model="early", epochs=13, **_FAST | _MILD | {"pct_start": 0.4}),
+    "fast": Config(epochs=13, **_FAST_EARLY),
     # Fastest found to 99.0 %
-    "sprint": Config(
-        model="early",
-        epochs=6,
-        **_FAST | _MILD | {"pct_start": 0.4, "epoch_images": 9_000, "ema_decay": 0.98},
-    ),
+    "sprint": Config(epochs=6, **_FAST_EARLY | {"epoch_images": 9_000, "ema_decay": 0.98}),
     # Label smoothing: the reference network (at 0.25 some seeds do not train), one under 20,000
     "smoothed": Config(epochs=80, **_LONG | {"max_lr": 0.1}),
     "smoothed-20k": Config(model="c16k5s2 r1 p r2 r2 full", epochs=144, **_LONG),

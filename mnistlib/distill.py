@@ -58,28 +58,26 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
         ConfigError: the pool is not there or incomplete, belongs to other digits, or its teachers
             were trained on images that the Config validates on.
     """
-    folder = pool_folder(config.pool)
+    folder, n = pool_folder(config.pool), len(digits.train_labels)
     try:
         about = json.loads((folder / "pool.json").read_bytes())
-        parts = [(folder / f"{view}.f16").read_bytes() for view in range(about["views"])]
-        whole = {len(part) for part in parts} == {20 * len(digits.train_labels)}
-    except (OSError, ValueError, LookupError, TypeError):
-        whole = False
-    if not whole:
+        views = range(about["views"])
+        answers = bytearray(b"".join((folder / f"{view}.f16").read_bytes() for view in views))
+        targets = torch.frombuffer(answers, dtype=torch.float16).view(len(views), n, 10)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         remedy = "the pool of the recipes is built by `mnist teach "
         remedy += "outputs/checkpoints/teacher/seeds/*.pth`"
-        raise ConfigError(f"pool {config.pool} is not, or not wholly, in {folder}; {remedy}")
+        fault = f"pool {config.pool} is not, or not wholly, in {folder}"
+        raise ConfigError(f"{fault}; {remedy}") from error
     if about["source"] != digits.source:
         raise ConfigError(f"pool {config.pool} was built on {about['source']}, not {digits.source}")
     if config.split not in ("none", about["split"]):
         fault = f"the teachers of pool {config.pool} were trained with split {about['split']}"
         raise ConfigError(f"{fault}, on images that split {config.split} validates on")
-    raw = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.float16)
-    size = len(parts), len(digits.train_labels), 28, 28
-    images = torch.empty(size, dtype=torch.uint8, device=device)
-    for view in range(len(parts)):
+    images = torch.empty((len(views), n, 28, 28), dtype=torch.uint8, device=device)
+    for view in views:
         images[view] = view_of(digits, about["augmentation"], view, device)
-    return Pool(images, raw.view(len(parts), -1, 10).to(device))
+    return Pool(images, targets.to(device))
 
 
 def pool_folder(name: str) -> Path:

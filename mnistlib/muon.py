@@ -1,6 +1,5 @@
 """Muon, the optimizer behind the setting `optimizer=muon`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Take one step."""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):

@@ -175,7 +175,7 @@ def _convolution(
     return each, nn.Conv2d(c, out, kernel_size=1, bias=False)
 
 
-def make_head(kind: str, c: int = 16, size: int = 7) -> nn.Module:
+def make_head(kind: str, c: int, size: int) -> nn.Module:
     """Return a head, one of `HEADS`, that turns maps `(N, c, size, size)` into `(N, 10, 1, 1)`."""
     classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # 160 parameters with c = 16
     if kind == "full":
