@@ -38,17 +38,16 @@ class Budget:
     changes nothing. One with a stride is counted twice, so the result is an upper bound.
 
     Args:
-        model: any network of images `(N, channels, image_size, image_size)`.
+        model: any network of images `(N, 1, image_size, image_size)`.
         image_size: side of the input in pixels.
-        channels: input channels.
 
     Raises:
         ConfigError: the network cannot take images of that size.
     """
 
-    def __init__(self, model: nn.Module, image_size: int = 28, channels: int = 1) -> None:
+    def __init__(self, model: nn.Module, image_size: int = 28) -> None:
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.layers = _trace(model, image_size, channels)
+        self.layers = _trace(model, image_size)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)
         self.activation_bytes = sum(layer.activation_bytes for layer in self.layers)
         self.receptive_field = max(layer.receptive_field for layer in self.layers)
@@ -82,7 +81,7 @@ class Budget:
         return table.replace('style="', 'style="padding: 2px 10px; ')
 
 
-def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
+def _trace(model: nn.Module, size: int) -> list[Layer]:
     """Run one image through a copy of the network and record each layer as it is called."""
     model = copy.deepcopy(model).cpu().float().eval()
     layers: list[Layer] = []
@@ -114,7 +113,7 @@ def _trace(model: nn.Module, size: int, channels: int) -> list[Layer]:
             layer.register_forward_hook(lambda m, x, out, name=name: hook(name, m, x[0], out))
     try:
         with torch.no_grad():
-            model(torch.zeros(1, channels, size, size))
+            model(torch.zeros(1, 1, size, size))
     except RuntimeError as error:  # the size is negative, too small for the kernels, or too large
         fault = f"image_size is {size}, but the network cannot take such images ({error})"
         raise ConfigError(f"{fault}; choose another size") from None

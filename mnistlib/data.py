@@ -1,9 +1,7 @@
 """MNIST as uint8 tensors in memory: find, verify by SHA-256, split."""
 
-import contextlib
 import gzip
 import hashlib
-import io
 import math
 import os
 import sys
@@ -110,15 +108,9 @@ class Digits:
         if self.source != "mnist":
             raise DatasetError(f"writers of the {self.source} are unknown; use split random")
         path = self.folder and _find(self.folder, WRITERS_FILE)
-        path = path or _find(cache_folder(), WRITERS_FILE)
-        if path is None:
-            _download("QMNIST", {WRITERS_FILE: WRITERS_SHA256}, QMNIST_URL)
-            path = cache_folder() / WRITERS_FILE
+        path = path or _cached({WRITERS_FILE: WRITERS_SHA256}, QMNIST_URL) / WRITERS_FILE
         table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three are used
-        writers = torch.from_numpy(table[:, :3].astype(np.int64))
-        if not torch.equal(writers[:, 0], self.train_labels.long()):
-            raise DatasetError(f"{path} does not belong to these digits: its labels differ")
-        return writers
+        return torch.from_numpy(table[:, :3].astype(np.int64))
 
 
 def split_by_writer(table: Tensor, seed: int, per_partition: int = 5_000) -> tuple[Tensor, Tensor]:
@@ -161,7 +153,7 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     """Load the digits from the first place that has them.
 
     `auto` tries the folder in `MNISTLIB_DATA` (an error if its files are not MNIST's), the cache, a
-    download into the cache, and last the embedded sample of 5,000 training images, with a warning.
+    download into it, and last the embedded sample of 5,000 training images, with a warning.
     `mnist` does the same without the sample, `sample` loads the sample. Any other source is a
     folder with the four idx files, gzipped or not.
 
@@ -173,11 +165,8 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     folder = os.environ.get("MNISTLIB_DATA") if source in ("auto", "mnist") else source
     if folder:
         return _read_folder(Path(folder))
-    with contextlib.suppress(DatasetError):  # missing or damaged: download it
-        return _read_folder(cache_folder())
     try:
-        _download("MNIST", FILES, *MNIST_URLS)
-        return _read_folder(cache_folder())
+        return _read_folder(_cached(FILES, *MNIST_URLS))
     except DatasetError as error:
         if source == "mnist":
             raise
@@ -186,14 +175,10 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     return _load_sample()
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloads: `mnistlib` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "mnistlib"
+def _cached(files: Mapping[str, str], *servers: str) -> Path:
+    """Return the folder of the user's cache with files, named with their SHA-256, in it.
 
-
-def _download(title: str, files: Mapping[str, str], *servers: str) -> None:
-    """Download files, named with their SHA-256, into the cache from the first server that can.
+    Those that are missing or damaged are downloaded from the first server that has them.
 
     Raises:
         DatasetError: no server has them, or the cache cannot be written to.
@@ -201,26 +186,20 @@ def _download(title: str, files: Mapping[str, str], *servers: str) -> None:
     import pooch
 
     def fetch(url: str, path: str, _: object) -> None:
-        received = io.BytesIO()
-        pooch.HTTPDownloader(progressbar=True, timeout=SILENT)(url, received, None)
-        received.seek(0)
-        # a server may declare gzip as an encoding of the file, which pooch undoes then
-        zipped = received.getbuffer()[:2] == b"\x1f\x8b"
-        file = gzip.GzipFile(fileobj=received) if zipped else received
-        Path(path).write_bytes(file.read(LARGEST))
+        print(f"Downloading {url}", file=sys.stderr, flush=True)
+        pooch.HTTPDownloader(progressbar=True, timeout=SILENT)(url, path, None)
+        Path(path).write_bytes(_unzipped(Path(path)))
 
-    pooch.get_logger().setLevel("WARNING")  # else it tells of each file
-    reasons = []
+    pooch.get_logger().setLevel("WARNING")  # else it tells of the same on standard error
+    folder, reasons = pooch.os_cache("mnistlib"), []
     for server in servers:
-        print(f"Downloading {title} from {server}", file=sys.stderr, flush=True)
         try:
             for name, sha256 in files.items():  # pooch keeps those that are there and whole
-                url = f"{server}{name}.gz"
-                pooch.retrieve(url, sha256, name, cache_folder(), downloader=fetch)
-            return
+                pooch.retrieve(f"{server}{name}.gz", sha256, name, folder, downloader=fetch)
+            return folder
         except (OSError, EOFError, ValueError, zlib.error) as error:
             reasons.append(str(error))
-    fault = f"{title} cannot be downloaded ({'; '.join(reasons)})"
+    fault = f"{name} cannot be downloaded ({'; '.join(reasons)})"
     raise DatasetError(f"{fault}; set MNISTLIB_DATA to a folder with the files")
 
 
@@ -239,9 +218,20 @@ def _read_folder(folder: Path) -> Digits:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    places = [folder / inner for inner in ("", "MNIST/raw", "QMNIST/raw")]
-    paths = (place / (name + ending) for place in places for ending in ("", ".gz"))
-    return next((p for p in paths if p.is_file()), None)
+    places = (folder / inner / name for inner in ("", "MNIST/raw"))
+    paths = (Path(f"{place}{ending}") for place in places for ending in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _unzipped(path: Path) -> bytes:
+    """Return the bytes of a file, whether it is gzipped or not.
+
+    A server may also declare gzip as an encoding, which the client undoes whatever the name says.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if zipped else path.open("rb") as file:
+        return file.read(LARGEST)
 
 
 def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
@@ -252,8 +242,7 @@ def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
     dimension as a big-endian 32-bit integer, the values.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = bytearray(file.read(LARGEST))  # writable, as torch needs it
+        raw = bytearray(_unzipped(path))  # writable, as torch needs it
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
     found = hashlib.sha256(raw).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
@@ -21,10 +21,9 @@ STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, REFERENCE, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
 
 
-def log_axis(axis: Axis, marks: Sequence[int] = (1, 2, 5)) -> None:
+def log_axis(axis: XAxis | YAxis, marks: Sequence[int] = (1, 2, 5)) -> None:
     """Make an axis logarithmic, with plain numbers at some digits of each decade."""
-    side = "x" if axis is axis.axes.xaxis else "y"
-    axis.axes.set(**{f"{side}scale": "log"})
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=marks))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")

@@ -54,14 +54,12 @@ def keep_freed_memory() -> Iterator[None]:
     Each training step allocates and frees the same megabytes. If they are returned, the next step
     gets fresh pages, at the cost of about a thousand page faults, a tenth to a quarter of its time.
     """
-    threshold, trim = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(threshold, 1 << 25)  # the maximum
-        libc.mallopt(trim, (1 << 31) - 1)
-    except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
+    libc, threshold, trim = ctypes.CDLL(None), -3, -1  # M_MMAP_ and M_TRIM_THRESHOLD of malloc.h
+    libc.mallopt(threshold, 1 << 25)  # the maximum
+    libc.mallopt(trim, (1 << 31) - 1)
     try:
         yield
     finally:

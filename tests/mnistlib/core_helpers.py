@@ -1,4 +1,4 @@
-"""What tests of the core share: bitwise comparison, stops at a given step, forged checkpoints."""
+"""What tests of the core share: bitwise comparison, stops at a given step, forged files."""
 
 import hashlib
 import io
@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import mnistlib.data
 from mnistlib import Config, Digits, Run, augment, load_checkpoint, train
 from mnistlib.checkpoint import MARK, TRAILER
 
@@ -95,3 +97,22 @@ def packed(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return seal(buffer.getvalue())
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Write an array as an idx file: two zero bytes, type, dimensions, sizes, values."""
+    kind, big = {1: (8, values.tobytes()), 4: (12, values.astype(">i4").tobytes())}[values.itemsize]
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, kind, values.ndim]) + sizes + big
+
+
+def made_up_mnist(monkeypatch) -> dict[str, bytes]:
+    """Return the four files of a made-up MNIST, 60 and 20 images, that pass for the real ones."""
+    rng, raws = np.random.default_rng(0), {}
+    for part, n in (("train", 60), ("t10k", 20)):
+        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = rng.integers(0, 10, n, dtype=np.uint8)
+        raws |= {f"{part}-images-idx3-ubyte": idx(images), f"{part}-labels-idx1-ubyte": idx(labels)}
+    hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in raws.items()}
+    monkeypatch.setattr(mnistlib.data, "FILES", hashes)
+    return raws
