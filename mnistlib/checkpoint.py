@@ -27,6 +27,33 @@ TRAILER = len(MARK) + 64
 LARGEST = 100_000_000  # bytes; ours have about 300,000
 
 
+def checkpoint_content(
+    config: Config,
+    source: str,
+    model: torch.nn.Module,
+    history: list[dict[str, float]],
+    test_accuracy: float,
+) -> dict[str, Any]:
+    """Return what the reference promises of a checkpoint: network, settings and results.
+
+    Args:
+        config: network and settings.
+        source: data source.
+        model: the network.
+        history: a row per epoch.
+        test_accuracy: percent; nan: not evaluated.
+    """
+    return {
+        "config": asdict(config),
+        "config_hash": config.hash(source),
+        "source": source,
+        "history": history,
+        "val_accuracy": history[-1]["val_acc"] if history else math.nan,
+        "test_accuracy": test_accuracy,
+        "model_state_dict": model.state_dict(),
+    }
+
+
 def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
     """Write a checkpoint into `folder` and return its path.
 

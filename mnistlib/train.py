@@ -3,10 +3,9 @@
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .augment import augment
-from .checkpoint import latest_checkpoint, prune_checkpoints, save_checkpoint, training_state
+from .checkpoint import (
+    checkpoint_content,
+    latest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    training_state,
+)
 from .config import Config
 from .data import Digits
 from .distill import distillation_loss, load_pool
@@ -159,8 +164,7 @@ def train(
                     shown = ROW.format(**progress.history[-1])  # nan: not validated
                     print(shown.replace("nan%", "   -").replace("nan", "  -"), flush=True)
             if save:
-                content = checkpoint_content(state, config, digits)
-                path = save_checkpoint(content | {"versions": about}, folder)
+                path = save_state(state, config, digits, about, folder)
                 prune_checkpoints(path, finished=progress.ended)
     return Run(
         config=config,
@@ -236,19 +240,13 @@ def epoch_row(
     return history_row(progress.step // steps, loss, accuracy, lr, progress.seconds, seen)
 
 
-def checkpoint_content(state: TrainingState, config: Config, digits: Digits) -> dict[str, Any]:
-    """Return the content of a checkpoint: what the reference promises and what resuming needs."""
+def save_state(
+    state: TrainingState, config: Config, digits: Digits, versions: dict[str, str], folder: Path
+) -> Path:
+    """Save a checkpoint with what resuming needs; one without held-out images is tested at last."""
     progress, network, test = state.progress, state.average.model, math.nan
     if config.split == "none" and progress.ended and digits.test:
         test = evaluate(network, *digits.test).accuracy
-    return {
-        "config": asdict(config),
-        "config_hash": config.hash(digits.source),
-        "source": digits.source,
-        "history": progress.history,
-        "val_accuracy": progress.history[-1]["val_acc"] if progress.history else math.nan,
-        "test_accuracy": test,
-        "model_state_dict": network.state_dict(),
-        "optimizer_state_dict": state.optimizer.state_dict(),
-        "training": state.state_dict(),
-    }
+    content = checkpoint_content(config, digits.source, network, progress.history, test)
+    content["optimizer_state_dict"] = state.optimizer.state_dict()
+    return save_checkpoint(content | {"training": state.state_dict(), "versions": versions}, folder)

@@ -303,9 +303,7 @@ def audit(*, recipe: str | None = None, minutes: float = 10.0, ledger: Path | No
     """
     from .runs.audit import audit as repeat
 
-    found = repeat(ledger, recipe, minutes)
-    print(found)
-    return int(not found.passed)
+    return int(not repeat(ledger, recipe, minutes))
 
 
 SETTINGS = {f"--{field.name.replace('_', '-')}" for field in fields(Config)} | {"--recipe"}

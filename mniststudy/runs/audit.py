@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mnistlib import RECIPES, Config, evaluate, load_mnist, train
@@ -10,51 +10,16 @@ from mnistlib import RECIPES, Config, evaluate, load_mnist, train
 from .ledger import LedgerError, read_results, record, runs_for
 from .stats import predicted_spread
 
-
-@dataclass(frozen=True, repr=False)
-class Audit:
-    """A run of the ledger and its repetition."""
-
-    name: str
-    figures: dict[str, tuple[float, float]]
-    """by column of the ledger: the value there and the new one"""
-    tolerance: float
-    """points by which accuracies may differ if the bits do"""
-    same_ground: bool
-    """whether torch, the platform and the device are the same as in the row"""
-
-    @property
-    def equal(self) -> bool:
-        """Whether all values agree to the last digit."""
-        return all(a == b for a, b in self.figures.values())
-
-    @property
-    def passed(self) -> bool:
-        """Whether all values are equal, or all accuracies within the tolerance."""
-        points = [abs(a - b) for k, (a, b) in self.figures.items() if k.endswith("accuracy")]
-        return self.equal or all(p <= self.tolerance for p in points)
-
-    def __repr__(self) -> str:
-        """List the values compared and the verdict."""
-        lines = [self.name]
-        for column, (there, now) in self.figures.items():
-            lines.append(f"{column:14} {there:11.6f} in the ledger, {now:11.6f} now")
-        if self.equal:
-            return "\n".join([*lines, "equal to the last digit"])
-        why = "but" if self.same_ground else "because torch or the machine differs;"
-        lines.append(
-            f"not the same bits, {why} accuracies {'lie' if self.passed else 'DO NOT lie'} within "
-            f"{self.tolerance:.2f} points, four standard deviations of a difference of two seeds"
-        )
-        return "\n".join(lines)
+COMPARED = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
 
 
-def audit(folder: Path | None = None, recipe: str | None = None, minutes: float = 10.0) -> Audit:
-    """Choose a committed run at random, train it again and compare.
+def audit(folder: Path | None = None, recipe: str | None = None, minutes: float = 10.0) -> bool:
+    """Choose a committed run at random, train it again, print both and return whether they agree.
 
     With the same machine and torch all values should be equal, unless the code has changed its
     rounding since the row's commit. Elsewhere, and if the row is from a GPU, the run is another
-    random draw. Rows from a GPU are chosen only if `recipe` asks for them.
+    random draw: its accuracies must be as close as those of two seeds. Rows from a GPU are chosen
+    only if `recipe` asks for them.
 
     Args:
         folder: the ledger's folder; by default that of the committed ledger.
@@ -88,12 +53,21 @@ def audit(folder: Path | None = None, recipe: str | None = None, minutes: float 
     seen = evaluate(run.model, *digits.test) if tested and digits.test else None
     with tempfile.TemporaryDirectory() as scratch:
         again = record(run, seen, Path(scratch))
+    pairs = {c: (float(row[c]), again[c]) for c in COMPARED if again[c] is not None}
+    for column, (there, now) in pairs.items():
+        print(f"{column:14} {there:11.6f} in the ledger, {now:11.6f} now")
+    if all(there == now for there, now in pairs.values()):
+        print("equal to the last digit")
+        return True
     part = "test" if tested else "val"
     spread = predicted_spread(max(100 - row[f"{part}_accuracy"], 0.1), row[f"n_{part}"])
-    compared = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
-    return Audit(
-        name=name,
-        figures={c: (float(row[c]), again[c]) for c in compared if again[c] is not None},
-        tolerance=4 * 2**0.5 * spread,  # of a difference, whose sd is larger by sqrt(2)
-        same_ground=all(again[c] == row[c] for c in ("torch", "platform", "device")),
+    tolerance = 4 * 2**0.5 * spread  # of a difference, whose sd is larger by sqrt(2)
+    points = [abs(there - now) for c, (there, now) in pairs.items() if c.endswith("accuracy")]
+    passed = all(p <= tolerance for p in points)
+    same_ground = all(again[c] == row[c] for c in ("torch", "platform", "device"))
+    why = "but" if same_ground else "because torch or the machine differs;"
+    print(
+        f"not the same bits, {why} accuracies {'lie' if passed else 'DO NOT lie'} within "
+        f"{tolerance:.2f} points, four standard deviations of a difference of two seeds"
     )
+    return passed

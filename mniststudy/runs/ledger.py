@@ -60,8 +60,8 @@ def record(
     run: Run,
     test: Evaluation | None = None,
     folder: Path | None = None,
-    memory_mb: float | None = None,
-    optimizer_mb: float | None = None,
+    memory_mb: int | None = None,
+    optimizer_mb: int | None = None,
 ) -> dict[str, Any]:
     """Write the record of a finished run, `run.json` in the run's own folder; return its row.
 
@@ -97,8 +97,8 @@ def record(
         "test_accuracy": round(test.accuracy, 4) if test else None,
         "test_loss": round(test.loss, 6) if test else None,
         "seconds": round(run.seconds, 1),
-        "memory_mb": None if memory_mb is None else round(memory_mb),
-        "optimizer_mb": None if optimizer_mb is None else round(optimizer_mb),
+        "memory_mb": memory_mb,
+        "optimizer_mb": optimizer_mb,
         "checkpoint_bytes": run.checkpoint.stat().st_size if run.checkpoint else None,
         "threads": int(run.versions["threads"]),
         "commit": commit(),
@@ -133,9 +133,8 @@ def collect(folder: Path | None = None) -> None:
     folder = folder or runs_folder()
     with _writing(folder):
         for name, rows in _with_records(folder).items():
-            path = folder / f"{name}.csv"
-            if rows != _read_table(path):
-                write_atomically(path, _text(TABLES[name], rows).encode())
+            if rows != _read_table(path := folder / f"{name}.csv"):
+                _write_table(path, TABLES[name], rows)
 
 
 def check_ledger(folder: Path | None = None) -> None:
@@ -159,7 +158,7 @@ def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, i
     return {(r["config_hash"], int(r["seed"])) for r in rows if not test or _tested(r)}
 
 
-def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def append_rows(path: Path, columns: Sequence[str], rows: Rows) -> None:
     """Append rows to a table that is not collected from records; a missing one is created.
 
     Any number of processes may append to a table at the same time.
@@ -168,13 +167,11 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         LedgerError: the file has other columns, is no table, or cannot be written.
         ValueError: there is text in a column that would be read as numbers.
     """
-    rows = list(rows)
     odd = {key for row in rows for key, value in row.items() if isinstance(value, str)} - TEXT
     if odd & {*columns}:
         raise ValueError(f"{sorted(odd)} hold text; add them to `TEXT` of the ledger")
     with _writing(path.parent):
-        text = _text(columns, [*_read_table(path, columns), *rows])
-        write_atomically(path, text.encode())
+        _write_table(path, columns, [*_read_table(path, columns), *rows])
 
 
 def record_pool(pool: Path, folder: Path | None = None) -> None:
@@ -188,11 +185,13 @@ def record_pool(pool: Path, folder: Path | None = None) -> None:
         LedgerError: `pools.csv` is another table, or cannot be written.
     """
     path = (folder or runs_folder()) / "pools.csv"
-    if pool.name not in [row["pool"] for row in _read_table(path, POOL_COLUMNS)]:
-        about = json.loads((pool / "pool.json").read_bytes())
-        amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
-        row = about | {"augmentation": amounts, "teachers": " ".join(about["teachers"])}
-        append_rows(path, POOL_COLUMNS, [row | {"pool": pool.name}])
+    about = json.loads((pool / "pool.json").read_bytes())
+    amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
+    about |= {"augmentation": amounts, "teachers": " ".join(about["teachers"]), "pool": pool.name}
+    with _writing(path.parent):
+        known = _read_table(path, POOL_COLUMNS)
+        if pool.name not in [row["pool"] for row in known]:
+            _write_table(path, POOL_COLUMNS, [*known, about])
 
 
 def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
@@ -331,6 +330,10 @@ def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [columns, *([row.get(column) for column in columns] for row in rows)]
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Rows) -> None:
+    write_atomically(path, _text(columns, rows).encode())
 
 
 @contextmanager

@@ -15,6 +15,6 @@ def _peak_mb() -> float:
 AT_IMPORT = _peak_mb()
 
 
-def peak_memory_mb() -> float | None:
+def peak_memory_mb() -> int | None:
     """Return how far peak resident memory is above that at import, in MB; None: unknown."""
-    return _peak_mb() - AT_IMPORT if AT_IMPORT else None
+    return round(_peak_mb() - AT_IMPORT) if AT_IMPORT else None

@@ -1,11 +1,11 @@
 """The tables of the README, generated from the ledger, and the description of a checkpoint."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
+from tabulate import tabulate
 
 from mnistlib import RECIPES, Config, Digits, Evaluation, configure, evaluate
 from mnistlib.checkpoint import load_checkpoint, load_model
@@ -18,13 +18,12 @@ BEGIN, END = "<!-- {} begin: written by `mnist report` -->", "<!-- {} end -->"
 ON_TEST = ("test accuracy, mean [95 %]", "test loss", "seeds")
 
 
-def headline(folder: Path | None = None) -> str:
+def headline() -> str:
     """Return the README's table of results on the test set from the committed ledger."""
-    timed = speed_ratios(folder).groupby("name")["seconds"].median()
+    timed = speed_ratios().groupby("name")["seconds"].median()
     table = []
     for recipe in ("reference", "reference-fast", "fast", "teacher", "best", "best-20k"):
-        rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
-        if rows.empty:
+        if (rows := _tested(recipe)).empty:
             continue
         name = "conventional" if recipe == "reference" else recipe
         seconds = timed.get(name, rows["seconds"].median())
@@ -33,19 +32,18 @@ def headline(folder: Path | None = None) -> str:
     return markdown("lrrrrr", ("recipe", "parameters", *ON_TEST, "seconds"), table)
 
 
-def leaderboard(folder: Path | None = None) -> str:
+def leaderboard() -> str:
     """Return the README's leaderboard: recipes with a released checkpoint, and public claims."""
     entries: list[tuple[int, float, tuple[str, ...]]] = []
+    released = outputs_folder() / "checkpoints"
     for recipe in RECIPES:
-        released = any((outputs_folder() / "checkpoints" / recipe).glob("*.pth"))
-        rows = runs_for(RECIPES[recipe], folder).dropna(subset="test_accuracy")
-        if rows.empty or not released:
+        if (rows := _tested(recipe)).empty or not (released / recipe).is_dir():
             continue
         first = rows.iloc[0]
         costs = f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}"
         cells = (*_on_test(rows), *costs, f"`{recipe}`: `{first['model']}`")
         entries.append((first["parameters"], -rows["test_accuracy"].mean(), cells))
-    for _, claim in read_results("claims", folder).iterrows():
+    for claim in read_results("claims").to_dict("records"):
         site, _, name = claim["source"].partition("/")
         source = f"[{name}](https://{site}/{name})" if name else site
         cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
@@ -54,18 +52,17 @@ def leaderboard(folder: Path | None = None) -> str:
     return markdown("rrrrrrl", columns, [(f"{n:,}", *cells) for n, _, cells in sorted(entries)])
 
 
-def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
+def speed_ratios() -> pd.DataFrame:
     """Return the seconds of whole trainings and how many times as fast as the conventional loop.
 
     One row for each training and round of the last session: `name`, `repetition`, `threads`,
     `seconds`, `ratio` within the round. `sprint`, which ends at 99.0 %, is compared with the
     conventional loop up to its first epoch at 99.0 %, median over the seeds of `reference`.
     """
-    rows = read_results("speed", folder)
-    rows = rows[(rows["kind"] == "run") & (rows["go"] == rows["go"].max())]
+    rows = read_results("speed").query("kind == 'run' and go == go.max()")
     table = rows.assign(seconds=whole_seconds(rows))
-    keys = runs_for(RECIPES["reference"], folder)[["config_hash", "seed", "epochs"]]
-    reached = read_results("history", folder).merge(keys).query("val_acc >= 99")
+    keys = runs_for(RECIPES["reference"])[["config_hash", "seed", "epochs"]]
+    reached = read_results("history").merge(keys).query("val_acc >= 99")
     first = reached.groupby("seed")["epoch"].min().median() / reached["epochs"].iloc[0]
     share = table["name"].map({"sprint": first}).fillna(1.0)
     ours = table[table["name"] == "conventional"].set_index("repetition")["seconds"]
@@ -73,22 +70,18 @@ def speed_ratios(folder: Path | None = None) -> pd.DataFrame:
     return table[["name", "repetition", "threads", "seconds", "ratio"]]
 
 
-def speed(folder: Path | None = None) -> str:
+def speed() -> str:
     """Return the README's table of training times."""
-    trainings = speed_ratios(folder)
-    table = []
-    for name in ("conventional", *RECIPES):
-        own = trainings[trainings["name"] == name]
-        if own.empty:
-            continue
-        what, ratio = f"`{name}`", _median_range(own["ratio"], ".2g")
-        yardstick = "the whole conventional run"
-        if name == "conventional":
-            what, ratio, yardstick = "`reference` by the conventional loop", "1", ""
-        elif name == "sprint":
-            yardstick = "the conventional run to 99.0 %"
-        seconds = _median_range(own["seconds"])
-        table.append((what, own["threads"].iloc[0], len(own), seconds, ratio, yardstick))
+    usual, table = ("`{}`", "the whole conventional run"), []
+    special = {
+        "conventional": ("`reference` by the conventional loop", ""),
+        "sprint": ("`{}`", "the conventional run to 99.0 %"),
+    }
+    for name, own in speed_ratios().groupby("name", sort=False):
+        what, yardstick = special.get(str(name), usual)
+        ratio = _median_range(own["ratio"], ".2g") if yardstick else "1"
+        times = own["threads"].iloc[0], len(own), _median_range(own["seconds"]), ratio
+        table.append((what.format(name), *times, yardstick))
     columns = (
         "training", "threads", "rounds", "seconds, median (range)",
         "times as fast, median (range)", "compared with",
@@ -96,11 +89,10 @@ def speed(folder: Path | None = None) -> str:
     return markdown("lrrrrl", columns, table)
 
 
-def promises(folder: Path | None = None) -> str:
+def promises() -> str:
     """Return the README's table of the reference's promises and the committed runs."""
-    published = read_results("published", folder)["val_acc"]
-    rows = runs_for(RECIPES["reference"], folder)
-    history = read_results("history", folder).merge(rows[["config_hash", "seed"]])
+    published, rows = read_results("published")["val_acc"], runs_for(RECIPES["reference"])
+    history = read_results("history").merge(rows[["config_hash", "seed"]])
     best, last = history.groupby("seed")["val_acc"].max(), rows["val_accuracy"]
     memory = f"{rows['memory_mb'].max():.0f} MB more than after `import torch`"
     optimizer = f"the first optimizer accounts for {rows['optimizer_mb'].max():.0f} MB"
@@ -119,24 +111,25 @@ def promises(folder: Path | None = None) -> str:
     return markdown("lll", ("", "promised", here), table)
 
 
-def latency(folder: Path | None = None) -> str:
+def latency() -> str:
     """Return the README's table of how long answers take, from the last session of `latency.csv`.
 
     Microseconds per image, median and range of the rounds; ratios are taken within a round.
     """
-    rows = read_results("latency", folder)
-    rows = rows[rows["go"] == rows["go"].max()].copy()
-    rows["us"] = 1e6 * rows["seconds"] / (rows["calls"] * rows["batch"])
-    wide = rows.pivot(index=["batch", "network", "repetition"], columns="runtime", values="us")
-    networks = rows.drop_duplicates("network").set_index("network")["parameters"]
-    first, runtimes, table = networks.index[0], ("torch", "onnxruntime", "onnxruntime int8"), []
-    for batch in rows["batch"].unique():
-        for network, parameters in networks.items():
-            own = wide.loc[(batch, network)]
-            times = [_median_range(own[runtime], ",.0f") for runtime in runtimes]
-            ratios = own["onnxruntime"] / wide.loc[(batch, first)]["onnxruntime"]
-            ratio = "1" if network == first else _median_range(ratios, ".2f")
-            table.append((f"{batch:,}", f"`{network}`", f"{parameters:,}", *times, ratio))
+    rows = read_results("latency").query("go == go.max()")
+    rows = rows.assign(us=1e6 * rows["seconds"] / (rows["calls"] * rows["batch"]))
+    rows = rows.sort_values("batch", kind="stable")
+    first, runtimes = rows["network"].iloc[0], ("torch", "onnxruntime", "onnxruntime int8")
+    table, yardstick = [], pd.Series()
+    for (batch, network), own in rows.groupby(["batch", "network"], sort=False):
+        times = own.pivot(index="repetition", columns="runtime", values="us")
+        if network == first:
+            yardstick, ratio = times["onnxruntime"], "1"
+        else:
+            ratio = _median_range(times["onnxruntime"] / yardstick, ".2f")
+        shown = [_median_range(times[runtime], ",.0f") for runtime in runtimes]
+        about = f"{batch:,}", f"`{network}`", f"{own['parameters'].iloc[0]:,}"
+        table.append((*about, *shown, ratio))
     columns = (
         "images at a time", "network", "parameters",
         *(f"{runtime}, µs per image" for runtime in runtimes),
@@ -145,27 +138,21 @@ def latency(folder: Path | None = None) -> str:
     return markdown("rlrrrrr", columns, table)
 
 
-def markdown(sides: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown(sides: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a table in Markdown, its cells as they are; `sides` has `l` or `r` for each column."""
     colalign = [{"l": "left", "r": "right"}[side] for side in sides]
-    table = pd.DataFrame(rows, columns=list(columns))
-    return table.to_markdown(index=False, disable_numparse=True, colalign=colalign)
+    return tabulate(rows, columns, "pipe", disable_numparse=True, colalign=colalign)
 
 
 def mean_with_interval(values: pd.Series) -> str:
     """Return the mean with its 95 % interval over seeds (Student's t) as text."""
     if len(values) == 1:
         return f"{values.iloc[0]:.2f} % (one seed)"
-    mean, low, high = mean_interval(list(values))
-    return f"{mean:.2f} % [{low:.2f} to {high:.2f}]"
+    return "{:.2f} % [{:.2f} to {:.2f}]".format(*mean_interval(list(values)))
 
 
 def beside_published(
-    title: str,
-    seen: Mapping[str, Evaluation],
-    images: int,
-    seconds: float,
-    folder: Path | None = None,
+    title: str, seen: Mapping[str, Evaluation], images: int, seconds: float
 ) -> str:
     """Return a table of three columns: the published run, our 20 epochs, and another run.
 
@@ -174,24 +161,21 @@ def beside_published(
         seen: its evaluations, of those called `validation` and `test`.
         images: training images that it has seen; 0: unknown.
         seconds: its time.
-        folder: of the ledger.
     """
-    published, rows = read_results("published", folder), runs_for(RECIPES["reference"], folder)
-    best = published.nlargest(1, "val_acc").iloc[0]
-    table: list[tuple[str, ...]] = [
-        ("", "published", "20 epochs here", title),
-        ("", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch"),
-    ]
-    for part, short in (("validation", "val"), ("test", "test")):
-        for name, style, column in (("accuracy", "{:.2f} %", "acc"), ("loss", "{:.4f}", "loss")):
-            theirs = style.format(best[f"val_{column}"]) if part == "validation" else "-"
-            own = style.format(getattr(seen[part], name)) if part in seen else "-"
-            ours = style.format(rows[f"{short}_{name}"].mean())
-            table.append((f"{part} {name}", theirs, ours, own))
-    shown = [f"{n:,}" if n else "-" for n in (0, images_seen(rows.iloc[0]), images)]
-    table.append(("training images seen", *shown))
+    rows = runs_for(RECIPES["reference"])
+    best = read_results("published").nlargest(1, "val_acc").to_dict("records")[0]
+    table = [["", "published", "20 epochs here", title]]
+    table.append(["", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch"])
+    for part, short, theirs in (("validation", "val", best), ("test", "test", {})):
+        for name, column, style in (("accuracy", "acc", "{:.2f} %"), ("loss", "loss", "{:.4f}")):
+            own = getattr(seen.get(part), name, None)
+            values = theirs.get(f"val_{column}"), rows[f"{short}_{name}"].mean(), own
+            cells = ["-" if value is None else style.format(value) for value in values]
+            table.append([f"{part} {name}", *cells])
+    shown = f"{images:,}" if images else "-"
+    table.append(["training images seen", "-", f"{images_seen(rows.iloc[0]):,}", shown])
     minutes = [f"{s / 60:.1f}" for s in (rows["seconds"].median(), seconds)]
-    table.append(("minutes of training", "about 10", *minutes))
+    table.append(["minutes of training", "about 10", *minutes])
     return pd.DataFrame(table).to_string(index=False, header=False)
 
 
@@ -213,13 +197,14 @@ def describe(checkpoint: Path, digits: Digits, compare: bool = False) -> str:
         f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
         f"{seconds:.0f} s on {content['versions']['device']}",
     ]
-    seen, train_ids, ids = {}, torch.arange(0), torch.arange(0)
+    seen, images = {}, 0
     if content["source"] == digits.source:
         train_ids, ids = digits.split(config.split)
+        images = done * (config.epoch_images or len(train_ids))
+        if len(ids):
+            seen["validation"] = evaluate(model, digits.train_images[ids], digits.train_labels[ids])
     else:
         lines.append(f"note        no validation: trained on the source {content['source']!r}")
-    if len(ids):
-        seen["validation"] = evaluate(model, digits.train_images[ids], digits.train_labels[ids])
     if digits.test:
         seen["test"] = evaluate(model, *digits.test)
     lines += [f"{part:12}{what}" for part, what in seen.items()]
@@ -227,20 +212,19 @@ def describe(checkpoint: Path, digits: Digits, compare: bool = False) -> str:
         lines.append("test        none: the embedded sample has no test set")
     lines.append(f"checkpoint  {checkpoint}")
     if compare and config.model == "reference":
-        images = done * (config.epoch_images or len(train_ids))
         title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
         lines += ["", beside_published(title, seen, images, seconds), ""]
     return "\n".join(lines)
 
 
-def summary_sentence(recipe: str, folder: Path | None = None) -> str:
+def summary_sentence(recipe: str) -> str:
     """Describe the last epoch of a recipe's committed runs in a sentence.
 
     Raises:
         ConfigError: there is no such recipe.
         LedgerError: the ledger has no run of it.
     """
-    rows = runs_for(configure(recipe), folder)
+    rows = runs_for(configure(recipe))
     if rows.empty:
         raise LedgerError(f"the ledger has no run of the recipe {recipe!r} as it is now")
     last = rows.iloc[-1]
@@ -264,11 +248,8 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     if not readme.is_file():
         raise LedgerError(f"{readme} is not there: the report is part of the repository")
     old = new = readme.read_text(encoding="utf-8")
-    blocks = {
-        "headline": headline(), "leaderboard": leaderboard(), "latency": latency(),
-        "speed": speed(), "promises": promises(),
-    }  # fmt: skip
-    for name, block in blocks.items():
+    for table in (headline, leaderboard, latency, speed, promises):
+        name, block = table.__name__, table()
         begin, end = BEGIN.format(name), END.format(name)
         before, found, rest = new.partition(f"{begin}\n")
         _, closed, after = rest.partition(end)
@@ -278,6 +259,10 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     if new != old and not check:
         write_atomically(readme, new.encode())
     return new != old
+
+
+def _tested(recipe: str) -> pd.DataFrame:
+    return runs_for(RECIPES[recipe]).dropna(subset="test_accuracy")
 
 
 def _on_test(rows: pd.DataFrame) -> tuple[str, str, str]:

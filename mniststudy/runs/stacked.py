@@ -5,9 +5,8 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from mnistlib import Config, Digits, Evaluation, Run, evaluate, load_mnist
 from mnistlib.augment import augment
-from mnistlib.checkpoint import save_checkpoint
+from mnistlib.checkpoint import checkpoint_content, save_checkpoint
 from mnistlib.distill import distillation_loss, load_pool
 from mnistlib.errors import ConfigError, TrainingError
 from mnistlib.optim import learning_rates, make_optimizer
@@ -24,7 +23,8 @@ from mnistlib.runtime import pick_device, run_context, versions
 from mnistlib.slices import side_by_side
 from mnistlib.state import TrainingState, WeightAverage, history_row
 
-from .ledger import check_ledger, collect, commit, finished, record
+from .ledger import check_ledger, collect, commit, record
+from .sweep import runs_left
 
 EAGER = 3  # steps of each batch size before its CUDA graph is captured
 
@@ -130,9 +130,7 @@ def sweep_stacked(
     check_ledger(folder)
     commit()  # cached now, because files may change before the runs end
     digits = load_mnist(data)
-    known = finished(folder, test and digits.test is not None)
-    left = [c for c in configs if (c.hash(digits.source), c.seed) not in known]
-    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    left = runs_left(configs, folder, digits, test)
     stacks: dict[Config, list[Config]] = {}
     for config in left:
         stacks.setdefault(replace(config, seed=0), []).append(config)
@@ -144,9 +142,7 @@ def sweep_stacked(
             for run in train_stacked(own, digits):
                 seen = evaluate(run.model, *digits.test) if test and digits.test else None
                 if keep:  # first, because a run in the ledger is not trained again
-                    save_checkpoint(
-                        final_weights(run, seen), keep / run.config.run_name(run.source)
-                    )
+                    save_weights(run, seen, keep)
                 record(run, seen, folder)
                 print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
         except TrainingError as error:
@@ -156,25 +152,13 @@ def sweep_stacked(
     return len(left) - failed, failed
 
 
-def final_weights(run: Run, seen: Evaluation | None) -> dict[str, Any]:
-    """Return the content of a checkpoint of a finished run, which cannot be resumed.
-
-    Args:
-        run: the run.
-        seen: its evaluation on the test set, if there was one.
-    """
+def save_weights(run: Run, seen: Evaluation | None, folder: Path) -> None:
+    """Save the final weights of a run in its folder below `folder`; they cannot be resumed."""
+    accuracy = seen.accuracy if seen else math.nan
+    content = checkpoint_content(run.config, run.source, run.model, run.history, accuracy)
     progress = {"step": len(run.curve["loss"]), "seconds": run.seconds}
-    return {
-        "config": asdict(run.config),
-        "config_hash": run.config.hash(run.source),
-        "source": run.source,
-        "history": run.history,
-        "val_accuracy": run.history[-1]["val_acc"],
-        "test_accuracy": seen.accuracy if seen else math.nan,
-        "model_state_dict": run.model.state_dict(),
-        "training": {"progress": progress},
-        "versions": run.versions,
-    }
+    content |= {"training": {"progress": progress}, "versions": run.versions}
+    save_checkpoint(content, folder / run.config.run_name(run.source))
 
 
 def check_stackable(config: Config) -> None:

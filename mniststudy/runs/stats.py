@@ -93,12 +93,12 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Correct the p-values of many comparisons, by name, by Holm's method; the smallest first.
 
     At a level of 5 % the chance of even one false finding among them is at most 5 %, however the
-    comparisons depend on each other. Source: S. Holm, Scand. J. Statist. 6 (1979) 65-70.
+    comparisons depend on each other. One without a p-value (nan) stays so and comes last. Source:
+    S. Holm, Scand. J. Statist. 6 (1979) 65-70.
     """
-    from statsmodels.stats.multitest import multipletests  # here, because it takes a second
-
-    names = sorted(p, key=p.__getitem__)
-    corrected = multipletests([p[name] for name in names], method="holm", is_sorted=True)[1]
+    names = sorted(p, key=lambda name: (math.isnan(p[name]), p[name]))
+    steps = [p[name] * (len(p) - rank) for rank, name in enumerate(names)]
+    corrected = np.minimum(np.maximum.accumulate(steps), 1.0)
     return dict(zip(names, corrected.tolist(), strict=True))
 
 

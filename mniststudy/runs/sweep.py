@@ -16,7 +16,7 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from mnistlib import Config, MnistlibError, evaluate, load_mnist, train
+from mnistlib import Config, Digits, MnistlibError, evaluate, load_mnist, train
 from mnistlib.checkpoint import checkpoints
 from mnistlib.paths import runs_folder
 
@@ -65,10 +65,8 @@ def sweep(
     folder = (ledger or runs_folder()).absolute()
     check_ledger(folder)
     digits = _digits(data)
-    known = finished(folder, test and digits.test is not None)
-    runs = {(c.hash(digits.source), c.seed): replace(c, threads=c.threads or 1) for c in configs}
-    left = [config for key, config in runs.items() if key not in known]
-    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    one_each = [replace(config, threads=config.threads or 1) for config in configs]
+    left = runs_left(one_each, folder, digits, test)
     total, failed, rounds, began = len(left), 0, 0, time.time()
     common = folder, digits.source if data == "auto" else data, test, curves, os.getpid()
 
@@ -106,6 +104,15 @@ def sweep(
         print(f"FAILED: {config.recipe} seed {config.seed}: its worker was killed", file=sys.stderr)
     collect(folder)
     return total - failed - len(left), failed + len(left)
+
+
+def runs_left(configs: Sequence[Config], folder: Path, digits: Digits, test: bool) -> list[Config]:
+    """Return each Config that is not in the ledger once, or not tested; print their number."""
+    known = finished(folder, test and digits.test is not None)
+    runs = {(config.hash(digits.source), config.seed): config for config in configs}
+    left = [config for key, config in runs.items() if key not in known]
+    print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
+    return left
 
 
 _digits = cache(load_mnist)

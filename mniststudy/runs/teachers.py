@@ -38,8 +38,8 @@ def build_pool(
         ConfigError: the teachers have other digits, or held out different images.
     """
     contents = [load_checkpoint(path) for path in teachers]
-    made_of = contents, digits.source, config, views
-    name, about = pool_name(*made_of), _about(*made_of)
+    about = made_of(contents, digits.source, config, views)
+    name = pool_name(contents, about)
     folder = pool_folder(name)
     write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
     models = [load_model(path).to(device) for path in teachers]
@@ -57,9 +57,8 @@ def build_pool(
     return name
 
 
-def pool_name(teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int) -> str:
+def pool_name(teachers: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     """Return the name of the pool of these teachers, contents of checkpoints; see `build_pool`."""
-    about = _about(teachers, source, config, views)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for content in teachers:
         for value in content["model_state_dict"].values():
@@ -67,10 +66,14 @@ def pool_name(teachers: Sequence[dict[str, Any]], source: str, config: Config, v
     return digest.hexdigest()[:8]
 
 
-def _about(
+def made_of(
     teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int
 ) -> dict[str, Any]:
-    """Return what a pool is made of."""
+    """Return what a pool of these teachers, contents of checkpoints, is made of.
+
+    Raises:
+        ConfigError: the teachers have other digits, or held out different images.
+    """
     if {content["source"] for content in teachers} != {source}:
         raise ConfigError(f"not all teachers were trained on the source {source!r} of the digits")
     splits = {content["config"]["split"] for content in teachers}

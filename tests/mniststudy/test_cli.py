@@ -146,7 +146,7 @@ def test_report_and_audit_say_by_their_exit_code_what_they_found(capsys, monkeyp
     monkeypatch.setattr("mniststudy.runs.report.write_report", lambda check: check)
     assert (run("report --check"), run("report")) == (1, 0)
     assert capsys.readouterr().out == "README.md is not up to date\nREADME.md is up to date\n"
-    audit = Mock(return_value=Mock(passed=False))
+    audit = Mock(return_value=False)
     monkeypatch.setattr("mniststudy.runs.audit.audit", audit)
     assert run("audit --recipe 62262f61 --minutes 2.5 --ledger here") == 1
     audit.assert_called_once_with(Path("here"), "62262f61", 2.5)

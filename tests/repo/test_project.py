@@ -20,7 +20,7 @@ from mnistlib import (
 from mniststudy.figures.frontier import BUDGETS
 from mniststudy.runs.ledger import read_results, runs_for
 from mniststudy.runs.report import write_report
-from mniststudy.runs.teachers import pool_name
+from mniststudy.runs.teachers import made_of, pool_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ROOT / "outputs" / "checkpoints"
@@ -93,7 +93,7 @@ def test_a_released_checkpoint_is_seed_0_and_reads_digits_as_its_row_says(recipe
 def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
     contents = [load_checkpoint(p) for p in sorted((CHECKPOINTS / "teacher/seeds").glob("*.pth"))]
     assert [content["config"]["seed"] for content in contents] == list(range(20))
-    name = pool_name(contents, "mnist", RECIPES["teacher"], 20)
+    name = pool_name(contents, made_of(contents, "mnist", RECIPES["teacher"], 20))
     assert {c.pool for c in RECIPES.values()} == {"", name}
 
 
