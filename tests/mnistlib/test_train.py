@@ -233,6 +233,8 @@ def test_split_none_trains_on_everything_and_names_the_test_accuracy_at_the_end(
     accuracy = evaluate(run.model, tiny_digits.test_images, tiny_digits.test_labels).accuracy
     assert load_checkpoint(run.checkpoint)["test_accuracy"] == accuracy
     assert run.checkpoint.name.endswith(f"_test{accuracy:.2f}.pth")
+    without = replace(tiny_digits, test_images=None, test_labels=None)
+    assert quick(config, digits=without).checkpoint.name.endswith("_accNA.pth")
 
 
 # Checkpoints
