@@ -36,12 +36,18 @@ release: $(TEACHERS)     ## make temperature, thresholds, ONNX, robustness, mode
 		$(BIN)/mnist train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
 		--recipe best --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
 	@$(BIN)/python -c 'import sys; from mniststudy.use.calibrate import calibrate_released; \
-		calibrate_released(sys.argv[1], measure=True)' $(TWIN)/twin/*.pth
+		print(calibrate_released(sys.argv[1]))' $(TWIN)/twin/*.pth
+	@$(BIN)/python -c 'from mnistlib import load_mnist, load_model, released_checkpoint as best; \
+		from mniststudy.use.calibrate import load_calibration; from mniststudy.use.rendered import measure; \
+		counts = measure(load_model(best()), load_calibration(best()), *load_mnist("mnist").test); \
+		counts.to_csv("outputs/results/pictures.csv", index=False)'
 	@$(BIN)/python -c 'from mniststudy.figures.errors import write_robustness; write_robustness()'
 	@$(BIN)/mnist export
 
 ablations: $(READY)      ## train the comparisons of notebook 06 again, eight seeds (hours)
-	@$(BIN)/python -c 'from mniststudy.figures.ablations import train_ablations; train_ablations()'
+	@$(BIN)/python -c 'from dataclasses import replace; from mniststudy.figures.ablations import ablations; \
+		from mniststudy.runs.sweep import sweep; \
+		sweep([replace(config, seed=seed) for seed in range(8) for config in ablations().values()])'
 
 bench: $(READY)          ## time the trainings of notebook 08 on an idle machine (half an hour)
 	@$(BIN)/python -c 'from mniststudy.figures.speed import bench; print(bench())'
@@ -50,7 +56,7 @@ steps: $(READY)          ## train the steps and the yardsticks of notebook 08, f
 	@$(BIN)/python -c 'from mniststudy.figures.speed import recipe_steps; from mniststudy.runs.sweep import sweep; \
 		sweep(list(recipe_steps().values()), data="mnist")'
 	@$(BIN)/python -c 'from mniststudy.figures.speed import BASELINES, curves; \
-		[print(curves(name, [0])) for name in BASELINES]'
+		[print(curves(name)) for name in BASELINES]'
 
 latency: $(READY)        ## time answers, for the README, on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'

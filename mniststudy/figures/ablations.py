@@ -1,6 +1,6 @@
 """Notebook 06: the recipe `smoothed`, made short, with one of its choices undone at a time."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, note
 
 from ..runs.ledger import runs_for
 from ..runs.stats import Comparison, compare_paired, holm
-from ..runs.sweep import sweep
 
 SHORT = 8  # epochs of the paired comparisons; what matters there is confirmed at full length
 
@@ -63,31 +62,16 @@ def ablations(epochs: int = SHORT) -> dict[str, Config]:
     return {name: replace(base, **change) for name, change in changes.items()}
 
 
-def train_ablations(
-    seeds: Sequence[int] = range(8), epochs: int = SHORT, only: Sequence[str] = ()
-) -> tuple[int, int]:
-    """Train the ablations, or only those named, into the ledger in `runs_folder()`.
-
-    Ordered by seed, so that all have the same seeds wherever the sweep stops; the same call
-    continues it. Returns the numbers of runs done and failed.
-    """
-    every = ablations(epochs)
-    chosen = [every[name] for name in only or every]
-    return sweep([replace(config, seed=seed) for seed in seeds for config in chosen])
-
-
 def final_results(configs: Mapping[str, Config]) -> dict[str, pd.DataFrame]:
     """Return the committed runs of named configs by seed, with `error` in percent and `loss`.
 
     Error and loss are those of the validation images at the last epoch.
     """
-    runs = {
-        name: runs_for(config).set_index("seed").sort_index() for name, config in configs.items()
-    }
-    return {
-        name: rows.assign(error=100 - rows["val_accuracy"], loss=rows["val_loss"])
-        for name, rows in runs.items()
-    }
+    results = {}
+    for name, config in configs.items():
+        runs = runs_for(config).set_index("seed").sort_index()
+        results[name] = runs.assign(error=100 - runs["val_accuracy"], loss=runs["val_loss"])
+    return results
 
 
 def compare_with_first(

@@ -1,7 +1,5 @@
-"""Notebooks 01 and 02: the reference network as a picture, its budget, its requirements."""
+"""Notebooks 01 and 02: the reference network and its budget as pictures."""
 
-import contextlib
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,30 +32,6 @@ BLOCKS = {
     "Dropout": (0.22, "#eeeeee", "dropout"),
 }
 GAP, TALL, LINE = 0.18, 0.9, "#333333"  # between two blocks; height of a block; in inches
-
-
-def requirements(model: nn.Module, limit: int = 20_000) -> dict[str, bool]:
-    """Check the four requirements of the reference by running the network.
-
-    The requirements: fewer than `limit` parameters; images `(N, 1, 28, 28)` in and logits
-    `(N, 10)` out; BatchNorm in use, so that a training pass changes its running statistics;
-    Dropout in use, so that two training passes of the same images differ. The network and torch's
-    random state are left unchanged.
-    """
-    model = copy.deepcopy(model).cpu().float().train()
-    before, first, second = copy.deepcopy(model.state_dict()), torch.empty(0), torch.empty(0)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        # a network for other images fails each check that needs a pass
-        with contextlib.suppress(RuntimeError, ValueError):
-            first, second = model(images), model(images)
-    means = {name: mean for name, mean in model.named_buffers() if name.endswith("running_mean")}
-    return {
-        f"fewer than {limit:,} parameters": sum(p.numel() for p in model.parameters()) < limit,
-        "BatchNorm in use": any(not torch.equal(means[name], before[name]) for name in means),
-        "Dropout in use": not torch.equal(first, second),
-        "28x28 in, 10 out": tuple(first.shape) == (4, 10),
-    }
 
 
 def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
@@ -139,21 +113,6 @@ def _draw_output(ax: Axes, x: float, y: float, probabilities: Tensor) -> None:
         weight = "bold" if digit == int(probabilities.argmax()) else "normal"
         note(ax, str(digit), (x + 0.06, height), fontsize=7, va="center", fontweight=weight)
     note(ax, "softmax", (x + 0.2, y + 0.68), fontsize=7, ha="center")
-
-
-def receptive_fields(budget: Budget, image: Tensor, title: str) -> None:
-    """Draw the receptive field of each layer that widens it on a digit `(1, 28, 28)`.
-
-    The field lies around the middle of the image and is cut at its border.
-    """
-    wider = {layer.receptive_field: layer.name for layer in reversed(budget.layers)}
-    with figure(title, size=(7, 1.45), ncols=len(wider)) as (_, axes):
-        for ax, (field, name) in zip(axes, reversed(wider.items()), strict=True):
-            show_digit(ax, image, name)
-            low, high = max(13.5 - field / 2, -0.5), min(13.5 + field / 2, 27.5)
-            box, color = ((low, low), high - low, high - low), LAYER_COLORS[name]
-            ax.add_patch(Rectangle(*box, facecolor=(color, 0.25), edgecolor=color, lw=1.5))
-            ax.set_xlabel(f"{field}x{field}" + (" (all)" if field >= 28 else ""), fontsize=7.5)
 
 
 def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mnistlib import evaluate, load_mnist, load_model, released_checkpoint
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
-from mnistlib.plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, show_digit
+from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, show_digit
 
 COLORS = {"best": TRAIN, "smoothed": VALIDATION, "reference": REFERENCE}
 
@@ -119,21 +119,6 @@ def write_robustness() -> Path:
     path = outputs_folder() / "results" / "robustness.csv"
     write_atomically(path, table.to_csv(index=False).encode())
     return path
-
-
-def robustness_curves(table: pd.DataFrame, title: str) -> None:
-    """Draw error against severity, a panel for each case and a line for each recipe."""
-    errors = 100 - table.pivot(index=["case", "severity"], columns="recipe", values="accuracy")
-    subtitle, grid = f"n = {table['n'].iloc[0]:,} test images", {"nrows": 2, "ncols": 3}
-    with figure(title, subtitle, (7, 4.4), sharey=True, **grid) as (fig, axes):
-        for ax, (name, case) in zip(axes, CASES.items(), strict=True):
-            for recipe, color in COLORS.items():
-                ax.plot(errors.loc[name, recipe], "o-", ms=3, color=color, label=recipe)
-            ax.axvline(case.neutral, color=QUIET, lw=0.8, ls=":")
-            ax.set_xlabel(f"{name} ({case.unit})")
-            log_axis(ax.yaxis)
-        fig.supylabel("error (%)", fontsize=9)
-        axes[0].legend()
 
 
 def severities(image: Tensor, title: str) -> None:

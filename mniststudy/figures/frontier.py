@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,9 @@ PLACES = {
 }
 # the recipe within each number of parameters
 BUDGETS = {
-    697: "best-697",
-    1_000: "best-1000",
-    1_936: "best-1936",
-    3_500: "best-3500",
-    6_174: "best-6174",
-    7_918: "best-7918",
-    13_912: "best",
-    20_000: "best-20k",
-}
+    697: "best-697", 1_000: "best-1000", 1_936: "best-1936", 3_500: "best-3500",
+    6_174: "best-6174", 7_918: "best-7918", 13_912: "best", 20_000: "best-20k",
+}  # fmt: skip
 
 
 def frontier(recipes: Iterable[str]) -> pd.DataFrame:
@@ -108,10 +102,7 @@ def error_vs_parameters(
             place, side = ((6, -6), "left") if spot[0] > 15_000 else ((-6, 2), "right")
             note(ax, row["recipe"], spot, place, color=REFERENCE, ha=side)
         for row in claims.to_dict("records"):
-            name, spot = (
-                row["source"].rpartition("/")[2],
-                (row["parameters"], 100 - row["accuracy"]),
-            )
+            name, spot = row["source"].split("/")[-1], (row["parameters"], 100 - row["accuracy"])
             ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)
             place, side = PLACES.get(name, ((6, 3), "left"))
             note(ax, name, spot, place, color=VALIDATION, fontsize=7, ha=side)
@@ -150,19 +141,3 @@ def _tiles(weight: Tensor) -> Tensor:
     tiles = F.pad(weight, [0, gap, 0, gap], value=math.nan)
     picture = tiles.transpose(1, 2).flatten(2).flatten(0, 1)
     return F.pad(picture, [gap, 0, gap, 0], value=math.nan)
-
-
-def errors_by_digit(labels: Tensor, recipes: Mapping[str, str]) -> pd.DataFrame:
-    """Return the mean test errors of each digit in percent, a column for each recipe by its label.
-
-    Args:
-        labels: of the test images, `(10000,)`.
-        recipes: recipe by column.
-    """
-    misread, columns = read_results("misread"), {}
-    for column, recipe in recipes.items():
-        wrong = misread.merge(runs_for(RECIPES[recipe])[["config_hash", "seed"]])["wrong"]
-        missed = labels[[int(i) for text in wrong.astype(str) for i in text.split()]]
-        counts = missed.bincount(minlength=10).numpy()
-        columns[column] = 100 * counts / labels.bincount().numpy() / len(wrong)
-    return pd.DataFrame(columns)

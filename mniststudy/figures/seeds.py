@@ -1,6 +1,7 @@
 """Notebook 05: how far final errors spread over seeds, and the gain that so many seeds can show."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -48,12 +49,8 @@ def seed_histogram(
             right.plot(counts, [smallest_gain(sd, n) for n in counts], "o-", color=color, ms=3)
             # the labels of the wider spread stand to the right of its curve and line
             sign, ha, va = (1, "left", "bottom") if name == widest else (-1, "right", "top")
-            at, shift, look = (
-                (6, smallest_gain(sd, 6)),
-                (4 * sign, 3 * sign),
-                {"color": color, "ha": ha},
-            )
-            note(right, name, at, shift, va=va, **look)
+            look: dict[str, Any] = {"color": color, "ha": ha}
+            note(right, name, (6, smallest_gain(sd, 6)), (4 * sign, 3 * sign), va=va, **look)
             enough = seeds_needed(gain, sd)
             right.plot([enough, enough, 2], [0.01, gain, gain], color=REFERENCE, lw=0.8, ls=":")
             note(right, f"{enough}", (enough, 0.0165), (3 * sign, 0), **look)

@@ -1,9 +1,7 @@
 """Notebook 08: how fast training is, timed step by step, from a tutorial's loop to our fastest."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,10 +16,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch import nn
 
-from mnistlib import RECIPES, Budget, Config, Digits, Run, build, evaluate, load_mnist, train
+from mnistlib import RECIPES, Budget, Config, Digits, Run, build, load_mnist, train
 from mnistlib.paths import runs_folder
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
@@ -79,12 +76,9 @@ def train_quietly(config: Config, digits: Digits, images: int = 0) -> Run:
 
 
 def time_our_loop(config: Config, digits: Digits, images: int = IMAGES_PER_TIMING) -> Timing:
-    """Time our loop over some images (0: the whole training), and an evaluation."""
+    """Time our loop over some images (0: the whole training), without evaluations."""
     train_quietly(config, digits, WARMUP_STEPS * config.batch_size)
-    run, (_, ids) = train_quietly(config, digits, images), digits.split()
-    model = run.model.to(memory_format=torch.channels_last)
-    validation = digits.train_images[ids], digits.train_labels[ids]
-    return run.seconds, timeit(lambda: evaluate(model, *validation), number=1)
+    return train_quietly(config, digits, images).seconds, 0.0
 
 
 def time_tutorial_loop(
@@ -121,26 +115,6 @@ def _train_beside(config: Config, digits: Digits, together: Barrier) -> None:
     together.wait()
     train_quietly(config, digits, IMAGES_PER_TIMING)
     together.wait()
-
-
-def memory_table(config: Config) -> pd.Series:
-    """Return the MB that each stage of a training adds to a new process above `import torch`.
-
-    Of the largest resident size so far, so a stage that stays below it adds nothing. Linux alone
-    tells it; elsewhere the table is empty.
-    """
-    stages = {
-        "the package": "import mnistlib",
-        "torch's first optimizer, which imports its compiler": "torch.optim.SGD([torch.zeros(1)])",
-        "digits, read and checked": "digits = mnistlib.load_mnist()",
-        "training": f"mnistlib.train(mnistlib.{config}, digits, save=False, verbose=False)",
-    }
-    # not by getrusage: a process starts with the peak of the one that started it
-    peak = "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
-    script = "\n".join(["import re, torch", peak, *(f"{do}\n{peak}" for do in stages.values())])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    added = [(int(b) - int(a)) / 1e3 for a, b in pairwise(done.stdout.split())]
-    return pd.Series(added, list(stages)[: len(added)], name="MB").round()
 
 
 def measures(digits: Digits) -> Iterator[tuple[dict[str, Any], Callable[[], Timing]]]:
@@ -190,7 +164,7 @@ def measures(digits: Digits) -> Iterator[tuple[dict[str, Any], Callable[[], Timi
         yield row | {"images": row["whole_images"]}, measure
 
 
-def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> Path:
+def bench(repetitions: int = 5, only: str = "") -> Path:
     """Time everything in rounds and append the rows to `speed.csv`; return its path.
 
     The machine must be idle meanwhile, for about half an hour on two cores. A round goes through
@@ -198,14 +172,13 @@ def bench(folder: Path | None = None, repetitions: int = 5, only: str = "") -> P
     ours uses memory would change the loops that are timed after it.
 
     Args:
-        folder: of the ledger; by default `runs_folder()`.
         repetitions: of each measure, the rounds.
         only: measure only what has this text in `kind: name`.
 
     Raises:
         LedgerError: `speed.csv` is another table, or cannot be written.
     """
-    path = (folder or runs_folder()) / "speed.csv"
+    path = runs_folder() / "speed.csv"
     session = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     for repetition in range(1, repetitions + 1):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -226,29 +199,18 @@ def _round(path: Path, session: dict[str, Any], only: str) -> None:
             print(f"round {session['repetition']}  {label}, {seconds:.2f} s", flush=True)
 
 
-def curves(name: str, seeds: Sequence[int], folder: Path | None = None) -> Path:
-    """Train a baseline by the tutorial's loop, one seed per core, each epoch a row of `curves.csv`.
+def curves(name: str, seed: int = 0) -> Path:
+    """Train a baseline by the tutorial's loop on one thread; add a row per epoch to `curves.csv`.
 
     Args:
         name: in `BASELINES`.
-        seeds: those that the file has already are left out.
-        folder: of the ledger; by default `runs_folder()`.
+        seed: of weights, order and augmentation.
 
     Raises:
         LedgerError: `curves.csv` is another table, or cannot be written.
     """
-    path = (folder or runs_folder()) / "curves.csv"
-    columns = list(map(str, read_results("curves")))  # those of the committed table
+    path, columns = runs_folder() / "curves.csv", list(map(str, read_results("curves")))
     append_rows(path, columns, [])  # another table is refused before the work
-    known = set(pd.read_csv(path).query("name == @name")["seed"])
-    jobs = [delayed(_curve)(name, seed) for seed in seeds if seed not in known]
-    for rows in Parallel(-1, return_as="generator_unordered", verbose=10)(jobs):
-        append_rows(path, columns, rows)
-    return path
-
-
-def _curve(name: str, seed: int) -> list[dict[str, Any]]:
-    """Train a baseline on one thread; return a row per epoch."""
     torch.set_num_threads(1)
     config, parts = BASELINES[name]
     loop = TutorialLoop(config, load_mnist("mnist"), seed=seed, parts=parts)
@@ -260,7 +222,8 @@ def _curve(name: str, seed: int) -> list[dict[str, Any]]:
             row["epoch"], accuracy = step // loop.steps_per_epoch, loop.accuracy()
             seconds = round(perf_counter() - began, 2)
             rows.append(row | {"val_accuracy": round(accuracy, 4), "seconds": seconds})
-    return rows
+    append_rows(path, columns, rows)
+    return path
 
 
 def step_table(folder: Path | None = None) -> pd.DataFrame:

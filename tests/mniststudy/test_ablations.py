@@ -9,7 +9,7 @@ import scipy.stats
 
 from mnistlib import build
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION
-from mniststudy.figures.ablations import ablations, compare_with_first, forest_plot, train_ablations
+from mniststudy.figures.ablations import ablations, compare_with_first, forest_plot
 from mniststudy.runs.stats import Comparison
 
 
@@ -42,18 +42,6 @@ def test_at_full_length_the_recipes_own_average_is_kept():
     assert ablations(5)["as it is"].ema_decay == 0.99
     assert ablations(80)["as it is"].ema_decay == ablations(40)["as it is"].ema_decay > 0.99
     assert "20 epochs" not in ablations(20)
-
-
-def test_a_seed_of_each_or_of_those_named_is_trained_before_the_next(monkeypatch):
-    monkeypatch.setattr("mniststudy.figures.ablations.sweep", list)
-    every = train_ablations(range(3, 5), epochs=2)
-    n = len(ablations())
-    assert [c.seed for c in every] == [3] * n + [4] * n
-    assert {c.epochs for c in every} == {2, 5, 20, 60}
-    some = ["as it is", "no hard-example mining"]
-    assert [(c.seed, c.focus) for c in train_ablations(range(2), 80, some)] == [
-        (seed, ablations(80)[name].focus) for seed in (0, 1) for name in some
-    ]
 
 
 def test_changes_are_compared_by_seed_and_corrected_and_those_of_few_seeds_are_left_out():

@@ -17,12 +17,7 @@ def test_the_digest_tells_a_single_bit_of_any_tensor():
     assert digest(model) == first
 
 
-def test_a_process_that_fails_says_why(tiny_config):
-    assert "no such digits" in train_in_new_process(
-        tiny_config, "raise SystemExit('no such digits')"
-    )
-
-
-def test_a_new_process_gets_its_environment(tiny_config):
-    first = "import os; raise SystemExit(os.environ['PYTHONHASHSEED'])"
-    assert train_in_new_process(tiny_config, first, PYTHONHASHSEED="12345") == "12345\n"
+def test_a_new_process_gets_its_environment_and_says_why_it_fails(tiny_config):
+    first = "import os; raise SystemExit('no such digits: ' + os.environ['PYTHONHASHSEED'])"
+    said = train_in_new_process(tiny_config, first, PYTHONHASHSEED="12345")
+    assert said == "no such digits: 12345\n"
