@@ -77,12 +77,12 @@ def test_a_rotation_turns_the_images_in_turn_one_way_and_the_other_about_the_mid
     assert np.sign(change).tolist() == 4 * [np.sign(change[0]), -np.sign(change[0])]
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.25])
-def test_scale_changes_the_size_by_the_factor_and_keeps_the_digit_in_the_middle(digits, factor):
-    scaled = transform(digits, "scale", factor)[0]
-    size = math.sqrt(spread(scaled).trace() / spread(digits[0]).trace())
-    assert size == pytest.approx(factor, rel=0.06)
-    assert abs(centre(scaled) - factor * centre(digits[0])).max() <= 0.51
+def test_scale_changes_the_size_by_the_factor_and_keeps_the_digit_in_the_middle(digits):
+    for factor in (0.5, 1.25):
+        scaled = transform(digits, "scale", factor)[0]
+        size = math.sqrt(spread(scaled).trace() / spread(digits[0]).trace())
+        assert size == pytest.approx(factor, rel=0.06)
+        assert abs(centre(scaled) - factor * centre(digits[0])).max() <= 0.51
 
 
 def test_thickness_moves_each_edge_by_that_many_pixels_or_parts_of_one():
