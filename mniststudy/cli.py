@@ -140,7 +140,7 @@ def predict(
         try:
             page, notes = read_picture(path)
             readings = read_marks(model, page.marks, calibration)
-            seen = [f"see {save_readings(path, readings)}"] if show else []
+            seen = [f"see {save_readings(path, readings)}"] if show and readings else []
         except mnistlib.DatasetError as error:
             print(f"error: {error}", file=sys.stderr)
             found.append({"picture": str(path), "error": str(error)})
@@ -237,9 +237,7 @@ def export(checkpoint: Checkpoint = None, /, *, folder: Path | None = None) -> i
         folder: without it, the folder of the checkpoint
     """
     from .use.export import export as write_formats
-    from .use.formats import check_extra
 
-    check_extra()  # before digits are loaded
     path = checkpoint or mnistlib.released_checkpoint()
     mnistlib.load_checkpoint(path)
     for file in write_formats(path, mnistlib.load_mnist(), folder):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mnistlib
 from mnistlib import CheckpointError, Config, ConfigError
 from mnistlib.evaluate import predict_logits
-from mnistlib.paths import outputs_folder, write_atomically
+from mnistlib.paths import write_atomically
 
 from .pictures import Calibration, find_marks, read_marks
 
@@ -42,50 +42,36 @@ def load_calibration(checkpoint: str | Path) -> Calibration:
         raise CheckpointError(f"{path} is damaged ({error!r}); {remedy}") from None
 
 
-def calibrate_released(
-    twin: str | Path, checkpoint: str | Path | None = None, measure: bool = False
-) -> Calibration:
+def calibrate_released(twin: str | Path, checkpoint: str | Path | None = None) -> Calibration:
     """Fit the calibration of a network on its twin, and write it as `calibration.json` beside it.
 
     Args:
         twin: checkpoint of the twin, which has validation images.
         checkpoint: that of the network; by default the released one of `best`.
-        measure: also count its answers to synthetic pages of test digits, for `pictures.csv`.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
-        ConfigError: the twin has no validation images here, or its settings are others.
+        ConfigError: the twin's settings are others, or it has no validation images here.
     """
     path = Path(checkpoint or mnistlib.released_checkpoint())
     taught, content = mnistlib.load_checkpoint(twin), mnistlib.load_checkpoint(path)
-    digits, model = mnistlib.load_mnist(), mnistlib.load_model(twin)
     config, released = Config(**taught["config"]), Config(**content["config"])
-    if taught["source"] != digits.source or config.split == "none":
-        fault = f"was trained on {taught['source']!r} with split {config.split!r}"
-        raise ConfigError(f"{twin} {fault}: no validation images here; name another twin")
-    may_differ = ["split", "seed", "device", "threads"]
-    if config.pool and released.pool:
-        may_differ.append("pool")  # the twin's teachers have not seen its validation images either
-    if replace(config, **{k: getattr(released, k) for k in may_differ}) != released:
-        raise ConfigError(f"{twin} is no twin of {path}: their settings differ; train another")
+    digits = mnistlib.load_mnist()
+    # teachers of the twin have not seen its validation images either, so their pool is another
+    own = {k: getattr(released, k) for k in ("split", "pool", "seed", "device", "threads")}
+    same = replace(config, **own) == released and bool(config.pool) == bool(released.pool)
+    if not same or config.split == "none" or taught["source"] != digits.source:
+        need = f"the same settings, and images of {digits.source!r} held out"
+        raise ConfigError(f"{twin} is no twin of {path}, which needs {need}; name another one")
     ids = digits.split(config.split)[1]
-    about: dict[str, object] = {"config_hash": config.hash(taught["source"])}
-    about |= {"split": config.split, "seed": config.seed, "n": len(ids)}
-    if config.pool:
-        about["pool"] = config.pool
+    about: dict[str, object] = {"config_hash": config.hash(digits.source), "split": config.split}
+    about |= {"seed": config.seed, "n": len(ids)} | ({"pool": config.pool} if config.pool else {})
+    model = mnistlib.load_model(twin)
     fitted = calibrate(model, digits.train_images[ids], digits.train_labels[ids])
     found = replace(fitted, twin=about)
     whose = {"checkpoint": path.name, "config_hash": released.hash(content["source"])}
     text = json.dumps(whose | asdict(found), indent=1) + "\n"
     write_atomically(path.with_name("calibration.json"), text.encode())
-    print(f"{path.with_name('calibration.json')}: {found}")
-    if measure and digits.test is not None:
-        from . import rendered
-
-        counts = rendered.measure(mnistlib.load_model(path), found, *digits.test)
-        table = counts.to_csv(index=False).encode()
-        write_atomically(outputs_folder() / "results" / "pictures.csv", table)
-        print(counts.to_string(index=False))
     return found
 
 

@@ -1,15 +1,16 @@
 """The model card of an exported checkpoint; its text is `model_card.md` beside this file."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import onnx
 import pandas as pd
 
-from mnistlib import Budget, Config, Digits, Evaluation, load_checkpoint, load_model
+from mnistlib import Budget, Config, Evaluation, load_checkpoint, load_model
 from mnistlib.config import NOT_HASHED
 
 from ..runs.ledger import read_results, runs_for
@@ -17,9 +18,6 @@ from ..runs.report import mean_with_interval
 from .calibrate import load_calibration
 
 MEASURED = ["n", "correct", "changed", "largest_difference", "loss", "calibration_error"]
-FITTED = """Temperature and threshold were fitted on the validation images of a second network, \
-which was trained by the same recipe with images held out{}, and are used unchanged ({})."""
-OTHER_TEACHERS = ", from teachers that had not seen them either"
 
 
 def model_card(checkpoint: Path, folder: Path | None = None) -> str:
@@ -38,9 +36,6 @@ def model_card(checkpoint: Path, folder: Path | None = None) -> str:
     settings = {k: v for k, v in asdict(config).items() if v != usual[k] and k not in NOT_HASHED}
     measured = {file: _metadata(folder / file) for file in (f"{name}.onnx", f"{name}-int8.onnx")}
     names = (checkpoint.name, "calibration.json", *measured, f"{name}.safetensors", "draw.html")
-    fitted = "These numbers are defaults: they were not fitted."
-    if twin := calibration.twin:
-        fitted = FITTED.format(OTHER_TEACHERS if "pool" in twin else "", _listed(twin))
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return Template(text).substitute(
         content | asdict(config) | asdict(calibration),
@@ -52,7 +47,7 @@ def model_card(checkpoint: Path, folder: Path | None = None) -> str:
         results=_results(config),
         measured_on=measured[f"{name}.onnx"]["measured_on"],
         measured=pd.DataFrame(measured).T[MEASURED].to_markdown(disable_numparse=True),
-        fitted=fitted,
+        fitted_on=_listed(calibration.twin or {}) or "none, both are defaults",
         robustness=_robustness(name),
         pictures=read_results("pictures").to_markdown(index=False, intfmt=","),
         files=_files([path for file in names if (path := folder / file).is_file()]),
@@ -64,8 +59,6 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    import onnx
-
     return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
 
 
@@ -75,20 +68,12 @@ def _results(config: Config) -> str:
     own = rows[rows["seed"] == config.seed].to_dict("records")
     if not own:
         return "The ledger has no test results of this run."
-    run, n = own[0], int(own[0]["n_test"])
-    seen = Evaluation(run["test_loss"], round(run["test_accuracy"] * n / 100), n)
-    lines = [f"Test accuracy: {seen}.", f"Test loss: {seen.loss:.4f} nats, without temperature."]
-    for images in read_results("misread").query(f"config_hash == {run['config_hash']!r}")["wrong"]:
-        wrong = {int(i) for i in images.split()}
-        first = sum(i < n // 2 for i in wrong)
-        lines.append(
-            f"Errors: {first} in the first half of the test images, {len(wrong) - first} in the "
-            f"second, which other writers wrote; {len(wrong - Digits.DISPUTED)} on undisputed "
-            "labels."
-        )
+    loss, accuracy, n = (own[0][column] for column in ("test_loss", "test_accuracy", "n_test"))
+    seen = Evaluation(loss, round(accuracy * n / 100), int(n))
     mean = mean_with_interval(rows["test_accuracy"])
-    lines.append(f"Mean test accuracy of this recipe over n = {len(rows)} seeds: {mean}.")
-    return "\n".join(f"- {line}" for line in lines)
+    return f"""- Test accuracy: {seen}.
+- Test loss: {loss:.4f} nats, without temperature.
+- Mean test accuracy of this recipe over n = {len(rows)} seeds: {mean}."""
 
 
 def _robustness(name: str) -> str:
@@ -101,9 +86,7 @@ def _robustness(name: str) -> str:
 
 def _files(paths: Sequence[Path]) -> str:
     """Return the table of files, each with its size and checksum."""
-    rows = []
-    for path in paths:
-        raw = path.read_bytes()
-        rows.append((f"`{path.name}`", len(raw), f"`{hashlib.sha256(raw).hexdigest()}`"))
+    sums = (sha256(path.read_bytes()).hexdigest() for path in paths)
+    rows = [(f"`{p.name}`", p.stat().st_size, f"`{s}`") for p, s in zip(paths, sums, strict=True)]
     table = pd.DataFrame(rows, columns=["file", "bytes", "SHA-256"])
     return table.to_markdown(index=False, intfmt=",")

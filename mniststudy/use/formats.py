@@ -1,7 +1,6 @@
 """The formats that `export` writes: ONNX, int8, safetensors and the page to draw on."""
 
 import base64
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxruntime import quantization
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from mnistlib import ConfigError, Digits, ReferenceNet
+from mnistlib import Digits, ReferenceNet
 from mnistlib.spec import MEAN, STD
 
 from ..runs.stats import calibration_error
@@ -32,17 +37,6 @@ class Answer(nn.Module):
         return logits, (logits / self.temperature).softmax(1)
 
 
-def check_extra() -> None:
-    """Refuse to work without the libraries of the extra `export`.
-
-    Raises:
-        ConfigError: one of them is not installed.
-    """
-    for needed in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
-        if importlib.util.find_spec(needed) is None:
-            raise ConfigError(f"{needed} is not installed: pip install 'mnistlib[export]'")
-
-
 def to_onnx(network: nn.Module, temperature: float) -> bytes:
     """Return a network as ONNX, see `Answer`: input `pixels`, any number of images."""
     program = torch.onnx.export(
@@ -52,8 +46,8 @@ def to_onnx(network: nn.Module, temperature: float) -> bytes:
         output_names=["logits", "probabilities"], dynamic_shapes=({0: torch.export.Dim("N")},),
     )  # fmt: skip
     assert program is not None
-    _strip(model := program.model_proto)
-    return model.SerializeToString(deterministic=True)
+    ClearMetadataAndDocStringPass()(program.model)  # the exporter writes stack traces there
+    return program.model_proto.SerializeToString(deterministic=True)
 
 
 def to_int8(file: bytes, images: Tensor) -> bytes:
@@ -63,46 +57,26 @@ def to_int8(file: bytes, images: Tensor) -> bytes:
         file: from `to_onnx`.
         images: `(N, 1, 28, 28)` uint8; the ranges of the activations are measured on a thousand.
     """
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
     model = onnx.load_from_string(file)
     add_pre_process_metadata(model)  # else it warns; torch's exporter has done that work
     chosen = images[:: max(1, len(images) // 1000)]
     feed = ({"pixels": batch.numpy()} for batch in chosen.split(100))
     with TemporaryDirectory() as folder:
+        # products only, the others take little time; weights of seven bits, as with eight 16-bit
+        # sums overflow on processors without VNNI
         quantization.quantize_static(
-            model,
-            path := Path(folder) / "int8.onnx",
+            model, path := Path(folder, "int8.onnx"),
             SimpleNamespace(get_next=lambda: next(feed, None)),
-            quant_format=quantization.QuantFormat.QOperator,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],  # the others take little time
+            quant_format=quantization.QuantFormat.QOperator, per_channel=True, reduce_range=True,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            per_channel=True,
-            # weights of seven bits: with eight, 16-bit sums overflow on processors without VNNI
-            reduce_range=True,
-        )
-        model = onnx.load(path)
-    _strip(model)
-    return model.SerializeToString(deterministic=True)
-
-
-def _strip(message: Any) -> None:
-    """Remove metadata and comments from an ONNX message: the exporter writes stack traces there."""
-    for field, value in message.ListFields():
-        if field.name in ("metadata_props", "doc_string"):
-            message.ClearField(field.name)
-        elif field.message_type:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                _strip(part)
+        )  # fmt: skip
+        return path.read_bytes()
 
 
 def with_metadata(file: bytes, about: Mapping[str, Any]) -> bytes:
     """Return an ONNX file with texts that say what it is."""
-    import onnx
-
     model = onnx.load_from_string(file)
     onnx.helper.set_model_props(model, {k: str(v) for k, v in about.items()})
     return model.SerializeToString(deterministic=True)
@@ -113,8 +87,6 @@ def answers_of(file: bytes) -> Callable[[Tensor], list[np.ndarray]]:
 
     It takes uint8 images `(N, 1, 28, 28)`.
     """
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -144,8 +116,6 @@ def measure(file: bytes, images: Tensor, labels: Tensor, expected: np.ndarray) -
 
 def to_safetensors(network: nn.Module, about: Mapping[str, Any]) -> bytes:
     """Return the weights of a network as safetensors, with texts that say what they are."""
-    from safetensors.torch import save
-
     raw = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     start = 8 + int.from_bytes(raw[:8], "little")
     # the library would write the texts in a random order, and the file would never be the same

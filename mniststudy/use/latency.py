@@ -19,54 +19,43 @@ from ..figures.speed import example_networks
 from ..runs.ledger import append_rows, commit
 from . import formats
 
-COLUMNS = (
-    "go", "network", "runtime", "batch", "repetition", "calls", "seconds", "threads", "parameters",
-    "multiply_accumulates", "bytes", "device", "torch", "onnxruntime", "commit",
-)  # fmt: skip
 
-
-def latency(
-    folder: Path | None = None,
-    repetitions: int = 5,
-    networks: Mapping[str, nn.Module] | None = None,
-) -> Path:
-    """Time answers and append rows to `latency.csv`; return its path.
+def latency(repetitions: int = 5, networks: Mapping[str, nn.Module] | None = None) -> Path:
+    """Time answers and append rows to `latency.csv` in `runs_folder()`; return its path.
 
     On one thread, which torch keeps, in rounds that go through all networks and runtimes.
 
     Args:
-        folder: of the ledger; by default `runs_folder()`.
         repetitions: the rounds.
         networks: by name; by default `best` and the examples of Keras and PyTorch.
 
     Raises:
         LedgerError: `latency.csv` is another table, or cannot be written.
     """
-    path = (folder or runs_folder()) / "latency.csv"
-    append_rows(path, COLUMNS, [])  # another table is refused before the work
+    path, go = runs_folder() / "latency.csv", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     networks = networks or {"best": load_model(released_checkpoint())} | example_networks()
     images = load_mnist("mnist").train_images
     torch.set_num_threads(1)
-    session = {
-        "go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "threads": 1, "device": "cpu",
-        "torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "commit": commit(),
-    }  # fmt: skip
-    jobs: list[tuple[dict[str, Any], Callable[[Tensor], object]]] = []
+    jobs: list[tuple[str, str, int | None, Callable[[Tensor], Any]]] = []
     for name, network in networks.items():
-        cost, plain = Budget(network), formats.to_onnx(network, 1.0)
-        about = {key: getattr(cost, key) for key in ("parameters", "multiply_accumulates")}
-        about |= session | {"network": name, "runtime": "torch"}
-        answer = torch.inference_mode()(formats.Answer(network, 1.0).eval().forward)
-        jobs.append((about, answer))
-        integers = formats.to_int8(plain, images)
-        for runtime, file in (("onnxruntime", plain), ("onnxruntime int8", integers)):
-            row = about | {"runtime": runtime, "bytes": len(file)}
-            jobs.append((row, formats.answers_of(file)))
+        forward = torch.inference_mode()(formats.Answer(network, 1.0).eval().forward)
+        jobs.append((name, "torch", None, forward))
+        plain = formats.to_onnx(network, 1.0)
+        files = {"onnxruntime": plain, "onnxruntime int8": formats.to_int8(plain, images)}
+        jobs += [(name, how, len(file), formats.answers_of(file)) for how, file in files.items()]
     thousand = images[:1].repeat(1000, 1, 1, 1)
-    for repetition, (about, answer), batch in product(range(repetitions), jobs, (1, 1000)):
+    for repetition, job, batch in product(range(1, 1 + repetitions), jobs, (1, 1000)):
+        name, runtime, size, answer = job
         answer(thousand[:batch])  # the first call prepares
         calls, seconds = Timer(partial(answer, thousand[:batch])).autorange()
-        about |= {"batch": batch, "repetition": repetition + 1, "calls": calls}
-        append_rows(path, COLUMNS, [about | {"seconds": round(seconds, 5)}])
-        print(f"{about['network']}, {about['runtime']}: {calls} calls in {seconds:.2f} s")
+        cost = Budget(networks[name])
+        row = {
+            "go": go, "network": name, "runtime": runtime, "batch": batch,
+            "repetition": repetition, "calls": calls, "seconds": round(seconds, 5), "threads": 1,
+            "parameters": cost.parameters, "multiply_accumulates": cost.multiply_accumulates,
+            "bytes": size, "device": "cpu", "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__, "commit": commit(),
+        }  # fmt: skip
+        append_rows(path, list(row), [row])
+        print(f"{name}, {runtime}: {calls} calls in {seconds:.2f} s")
     return path

@@ -27,7 +27,6 @@ NOISE, LOW, EDGE = 7.0, 0.25, 0.4
 SLOPE, ACROSS = 0.07, 0.6  # of ruled lines, at most; share of the width that they cover, at least
 STROKE = 2.0  # pixels of 28 to which thinner strokes are thickened
 HOLES, LENGTH = 2, 36  # of a digit, at most; pixels of 28 of all strokes
-OURS = "mnist predict --show "
 BOX = Image.Resampling.BOX
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, the diagonal ones included
 
@@ -146,7 +145,7 @@ def find_marks(pixels: np.ndarray) -> Page:
     colour = (off * weight).sum((0, 1))  # from the paper's colour to the ink's
     colour /= max(float(np.linalg.norm(colour)), 1e-9)
     signed = off @ colour  # -> (H, W)
-    if colour.sum() < 0:  # dark ink: where there is half the light there is half the contrast
+    if not (light_ink := colour.sum() > 0):  # with half the light dark ink has half the contrast
         light = paper.mean(2)
         signed *= light.max() / light.clip(light.max() / 5 + 1)
     smooth = ndimage.gaussian_filter(signed, min(1.0, max(height, width) / 400))
@@ -156,10 +155,10 @@ def find_marks(pixels: np.ndarray) -> Page:
     page = Page(pixels, ink, mask=np.zeros((height, width), bool))
     if top < max(NOISE * noise, 10):
         return replace(page, reason="nothing stands out from the paper")
-    mimic = _as_it_is(pixels, colour)
-    if mimic is not None:
-        mark = Mark((0, 0, 28, 28), mimic / 255, torch.from_numpy(mimic)[None])
-        return replace(page, mask=mimic > 127, marks=[mark])
+    grey = pixels.mean(2) if light_ink else 255 - pixels.mean(2)
+    if grey.shape == (28, 28) and np.median(grey) <= 40 and grey.max() >= 200:  # as MNIST has it
+        image = torch.from_numpy(grey.round().astype(np.uint8))[None]
+        return replace(page, mask=grey > 127, marks=[Mark((0, 0, 28, 28), grey / 255, image)])
     faint = smooth > max(LOW / 2 * top, 5 * noise)  # faint lines must not look broken
     mask = without_lines(without_lines(faint).T).T & (smooth > LOW * top)
     labels, n = ndimage.label(mask, EIGHT)
@@ -172,14 +171,6 @@ def find_marks(pixels: np.ndarray) -> Page:
         return replace(page, reason=why)
     marks = [_mark(ink[place], groups[place] == k, place) for k, place in places]
     return replace(page, mask=groups > 0, marks=_in_rows(marks))
-
-
-def _as_it_is(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
-    """Return a picture of MNIST's size and contrast as `(28, 28)` uint8, light on dark."""
-    if pixels.shape[:2] != (28, 28):
-        return None
-    grey = pixels.mean(2) if colour.sum() > 0 else 255 - pixels.mean(2)
-    return grey.round().astype(np.uint8) if np.median(grey) <= 40 and grey.max() >= 200 else None
 
 
 def estimate_paper(pixels: np.ndarray) -> np.ndarray:
@@ -219,24 +210,26 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
     columns = np.linspace(0, width - 1, min(width, 120)).astype(int)
     for _ in range(4 if height > 28 else 0):  # lines of a photo are not quite parallel
         thicker = ndimage.binary_dilation(mask[:, columns], np.ones((3, 1), bool))
-        sharpest, covered, steepest = -1.0, np.zeros(0), 0.0
-        for slope in np.arange(-SLOPE, SLOPE, 3 / width):
-            y = _rows_along(height, slope * (columns - width / 2))
-            within = (y >= 0) & (y < height)
-            share = (np.take_along_axis(thicker, y.clip(0, height - 1), 0) & within).sum(1)
-            share = share / within.sum(1).clip(0.3 * len(columns))  # (height,) from 0 to 1
-            if (sharp := float((share**8).sum())) > sharpest:
-                sharpest, covered, steepest = sharp, share, slope
-        lines, n = ndimage.label(covered > ACROSS)
-        thick = np.bincount(lines, minlength=n + 1)  # of each line; of the rest at 0
-        thin = 1 + np.flatnonzero(thick[1:] < 4 + height / 40)
-        if not thin.size:
+        slopes = np.arange(-SLOPE, SLOPE, 3 / width)
+        covers = [_cover(thicker, slope * (columns - width / 2)) for slope in slopes]
+        best = int(np.argmax([(cover**8).sum() for cover in covers]))  # the sharpest lines
+        lines = covers[best] > ACROSS
+        lines &= ~ndimage.binary_opening(lines, np.ones(math.ceil(4 + height / 40)))  # thick bars
+        if not lines.any():
             break
-        band = ndimage.binary_dilation(np.isin(lines, thin))
-        y = _rows_along(height, -steepest * (np.arange(width) - width / 2)).clip(0, height - 1)
-        strokes = ndimage.binary_opening(mask, np.ones((thick[thin].max() + 1, 1), bool))
-        mask = mask & (strokes | ~band[y])
+        thick = np.bincount(ndimage.label(lines)[0])[1:].max()
+        strokes = ndimage.binary_opening(mask, np.ones((thick + 1, 1), bool))
+        y = _rows_along(height, -slopes[best] * (np.arange(width) - width / 2)).clip(0, height - 1)
+        mask = mask & (strokes | ~ndimage.binary_dilation(lines)[y])
     return mask
+
+
+def _cover(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return for each row, shifted so in each column, the share of it in a mask `(H, W)`."""
+    y, height = _rows_along(len(mask), shift), len(mask)
+    within = (y >= 0) & (y < height)
+    share = (np.take_along_axis(mask, y.clip(0, height - 1), 0) & within).sum(1)
+    return share / within.sum(1).clip(0.3 * mask.shape[1])  # (height,) from 0 to 1
 
 
 def _rows_along(height: int, shift: np.ndarray) -> np.ndarray:
@@ -244,9 +237,8 @@ def _rows_along(height: int, shift: np.ndarray) -> np.ndarray:
     return np.arange(height)[:, None] + np.rint(shift).astype(int)
 
 
-def _boxes(labels: np.ndarray) -> np.ndarray:
-    """Return left, top, right and bottom of each component of a labelled page, `(n, 4)`."""
-    places = ndimage.find_objects(labels)
+def _boxes(places: Sequence[tuple[slice, ...]]) -> np.ndarray:
+    """Return left, top, right and bottom of the places of components, `(n, 4)`."""
     return np.array([(x.start, y.start, x.stop, y.stop) for y, x in places]).reshape(-1, 4)
 
 
@@ -256,7 +248,8 @@ def _group(labels: np.ndarray) -> np.ndarray:
     Returns:
         The page with a number for each mark, `(H, W)`; not all numbers are used.
     """
-    box = _boxes(labels)
+    places = ndimage.find_objects(labels)
+    box = _boxes(places)
     extent = (box[:, 2:] - box[:, :2]).max(1)  # the longer side
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     contact = np.bincount(edge, minlength=len(box) + 1)[1:]
@@ -264,25 +257,19 @@ def _group(labels: np.ndarray) -> np.ndarray:
     keep = (extent >= 6) & (contact < 0.3 * min(labels.shape))
     for i in np.flatnonzero(keep):  # a frame is thin and has something inside
         inside = (box[:, :2] > box[i, :2]).all(1) & (box[:, 2:] < box[i, 2:]).all(1)
-        left, top, right, bottom = box[i]
-        full = (extent[inside & keep] >= 0.3 * extent[i]).any()
-        keep[i] = not (full and _is_frame(labels[top:bottom, left:right] == i + 1))
+        own = labels[places[i]] == i + 1
+        v, u = (side // 6 for side in own.shape)
+        hollow = own[v : len(own) - v, u : own.shape[1] - u].sum() < 0.15 * own.sum()
+        keep[i] = not (hollow and (extent[inside & keep] >= 0.3 * extent[i]).any())
     number = np.zeros(len(box) + 1, int)
     number[1:][keep] = 1 + (np.arange(keep.sum()) if keep.sum() > 300 else _joined(box[keep]))
     groups = number[labels]
-    box = _boxes(groups)
+    box = _boxes(ndimage.find_objects(groups))
     width, height = (box[:, 2:] - box[:, :2]).T
     longer = np.maximum(width, height)
     small = (longer < max(8, 0.3 * longer.max(initial=0))) | (height < 0.3 * width)  # speck, dash
     groups[np.isin(groups, 1 + np.flatnonzero(small))] = 0
     return groups
-
-
-def _is_frame(own: np.ndarray) -> bool:
-    """Whether nearly all of a mask `(h, w)` is near its sides and reaches all four of them."""
-    height, width = own.shape
-    inner = own[height // 6 : -(height // 6) or None, width // 6 : -(width // 6) or None]
-    return bool(inner.sum() < 0.15 * own.sum())
 
 
 def _joined(box: np.ndarray) -> np.ndarray:
@@ -342,11 +329,9 @@ def _in_rows(marks: list[Mark]) -> list[Mark]:
     """Sort marks by rows from the top, and each row from the left."""
     rows: list[list[Mark]] = []
     for mark in sorted(marks, key=lambda m: m.box[1] + m.box[3]):
-        middle = (mark.box[1] + mark.box[3]) / 2
-        if rows and middle < max(m.box[3] for m in rows[-1]):
-            rows[-1].append(mark)
-        else:
-            rows.append([mark])
+        if not rows or mark.box[1] + mark.box[3] >= 2 * max(m.box[3] for m in rows[-1]):
+            rows.append([])
+        rows[-1].append(mark)
     return [mark for row in rows for mark in sorted(row, key=lambda m: m.box[0])]
 
 
@@ -358,9 +343,7 @@ def is_digit_like(image: np.ndarray) -> bool:
     return bool(holes <= HOLES and body.sum() <= LENGTH * _stroke_width(body))
 
 
-def read_marks(
-    model: nn.Module, marks: Sequence[Mark], calibration: "Calibration"
-) -> list[Reading]:
+def read_marks(model: nn.Module, marks: Sequence[Mark], calibration: Calibration) -> list[Reading]:
     """Let a network read marks; probabilities are softmax(logits / temperature)."""
     if not marks:
         return []
@@ -381,29 +364,18 @@ def save_readings(path: str | Path, readings: Sequence[Reading]) -> Path:
         DatasetError: a file of that name is not by this function, or the folder is read-only.
     """
     path = Path(path)
-    shown, source = path.with_name(f"{path.stem}-read.png"), OURS + path.name
-    if shown.exists() and _source(shown) != source:
-        raise DatasetError(f"{shown} was not written for {path.name}; move it, then try again")
-    figure = Figure((1.5 * max(1, len(readings)), 1.75), layout="constrained")
-    axes = figure.subplots(1, max(1, len(readings)), squeeze=False)[0]
-    axes[0].set_title("not a digit", fontsize=9)
-    for ax, reading in zip(axes, readings, strict=bool(readings)):
+    shown, source = path.with_name(f"{path.stem}-read.png"), f"mnist predict --show {path.name!a}"
+    figure = Figure((1.5 * len(readings), 1.75), layout="constrained")
+    axes = figure.subplots(1, len(readings), squeeze=False)[0]
+    for ax, reading in zip(axes, readings, strict=True):
         ax.imshow(reading.mark.image[0], cmap="gray_r")
         ax.set_title(str(reading), fontsize=9)
-    for ax in axes:
         ax.axis("off")
     figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Source": source})
     try:
+        if shown.exists() and source.encode() not in shown.read_bytes():
+            raise DatasetError(f"{shown} was not written for {path.name}; move it, then try again")
         write_atomically(shown, buffer.getvalue())
     except OSError as error:
         raise DatasetError(f"{shown} cannot be written ({error.strerror})") from None
     return shown
-
-
-def _source(path: Path) -> object:
-    """Return what a picture file was written for, as it says itself; None if it says nothing."""
-    try:
-        with Image.open(path) as file:
-            return file.info.get("Source")
-    except OSError:
-        return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,14 +34,9 @@ def stroke(image: Tensor | np.ndarray, size: int, degrees: float = 0.0) -> np.nd
 
 
 def page(
-    inks: Sequence[np.ndarray],
-    rng: np.random.Generator,
-    *,
-    light: float = 0.0,
-    ruled: bool = False,
-    white_on_black: bool = False,
-    noise: float = 3.0,
-) -> np.ndarray:
+    inks: Sequence[np.ndarray], rng: np.random.Generator, *,
+    light: float = 0.0, noise: float = 3.0, ruled: bool = False, white_on_black: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Put pieces of ink `(s, s)` in a row on synthetic paper; return it, `(H, W, 3)` float32.
 
     Args:
@@ -113,24 +109,27 @@ def pages(
     rng = np.random.default_rng((seed, list(KINDS).index(kind)))
     order = rng.permutation(len(labels))
     for i in range(n):
-        size = SIZES[i % 3]
+        odd, size, shown = i % 2 == 1, SIZES[i % 3], ""
+        inks: list[np.ndarray] = []
+        ways: dict[str, dict[str, Any]] = {
+            "digits": {"white_on_black": odd}, "light": {"light": 0.5}, "ruled": {"ruled": True},
+            "several": {"ruled": odd}, "blank": {"noise": 4}, "noise": {"noise": 40},
+        }  # fmt: skip
+        how = ways.get(kind, {})
         if kind in ("blank", "noise"):
-            yield page([], rng, light=rng.uniform(0, 0.5), noise=4 if kind == "blank" else 40), ""
+            how["light"] = rng.uniform(0, 0.5)
         elif kind == "letters":
-            character = LETTERS[i % len(LETTERS)]
-            yield page([letter(rng, size, character)], rng), character
+            shown = LETTERS[i % len(LETTERS)]
+            inks = [letter(rng, size, shown)]
         elif kind == "scribbles":
-            yield page([scribble(rng, size)], rng), ""
+            inks = [scribble(rng, size)]
         else:
-            several, odd = kind == "several", i % 2 == 1
-            k = int(rng.integers(2, 7)) if several else 1
-            size = min(size, 110) if several else size
+            k = int(rng.integers(2, 7)) if kind == "several" else 1
+            size = min(size, 110) if kind == "several" else size
             ids = order[np.arange(i * k, (i + 1) * k) % len(order)]
             inks = [stroke(images[j], size, rng.uniform(-10, 10)) for j in ids]
-            light, ruled = 0.5 * (kind == "light"), kind == "ruled" or (several and odd)
-            white = kind == "digits" and odd
-            drawn = page(inks, rng, light=light, ruled=ruled, white_on_black=white)
-            yield drawn, "".join(str(int(labels[j])) for j in ids)
+            shown = "".join(str(int(labels[j])) for j in ids)
+        yield page(inks, rng, **how), shown
 
 
 def measure(
@@ -144,15 +143,15 @@ def measure(
     """
     rows = []
     for kind, share in KINDS.items():
-        for drawn, truth in pages(kind, round(share * n), images, labels, seed=1):
+        for drawn, shown in pages(kind, round(share * n), images, labels, seed=1):
             readings = read_marks(model, find_marks(drawn).marks, calibration)
-            said, digits = [r.answer for r in readings], list(truth) if truth.isdigit() else []
-            expected = digits if len(digits) == len(said) else [""] * len(said)
+            truth = shown if len(shown) == len(readings) else " " * len(readings)
             off = [
                 max(reading.probabilities)
-                for reading, digit in zip(readings, expected, strict=True)
+                for reading, digit in zip(readings, truth, strict=True)
                 if reading.answer.isdigit() and reading.answer != digit
             ]
-            row = {"kind": kind, "n": 1, "right": bool(digits) and said == digits}
-            rows.append(row | {"wrong": bool(off), "confident": max(off, default=0) >= 0.9})
-    return pd.DataFrame(rows).groupby("kind", sort=False).sum().astype(int).reset_index()
+            right = bool(shown) and [reading.answer for reading in readings] == list(shown)
+            rows.append((kind, 1, right, bool(off), max(off, default=0) >= 0.9))
+    table = pd.DataFrame(rows, columns=["kind", "n", "right", "wrong", "confident"])
+    return table.groupby("kind", sort=False).sum().astype(int).reset_index()

@@ -1,13 +1,12 @@
 """Temperature and threshold: whose they are, how they are fitted, and on which twin."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
 
 import mnistlib
-from mnistlib import CheckpointError, Config, ConfigError, load_model, train
+from mnistlib import CheckpointError, ConfigError, load_model
 from mnistlib.evaluate import predict_logits
 from mniststudy.use import calibrate as study
 from mniststudy.use.calibrate import Calibration, calibrate, calibrate_released, load_calibration
@@ -41,56 +40,41 @@ def test_the_fit_makes_confidence_match_accuracy_and_loses_nearly_no_right_answe
         assert reading.answer == truth
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_digits, tmp_path_factory):
-    config = Config(epochs=1, epoch_images=100, split="random", device="cpu", threads=1)
-    folder = tmp_path_factory.mktemp("trained")
-    return train(config, tiny_digits, folder=folder, verbose=False).checkpoint
-
-
 @pytest.fixture
-def desk(checkpoint, tiny_digits, tmp_path, monkeypatch):
-    """Return the path of a network, beside which other names stand for it with other settings."""
-    content = mnistlib.load_checkpoint(checkpoint)
-    pools = {"none.pth": "", "pool.pth": "0" * 8, "other.pth": "1" * 8}
-    changes = {name: {"pool": pool, "degrees": 0.0} for name, pool in pools.items()}
-    changes |= {"whole.pth": {"split": "none"}, "wide.pth": {"dropout": 0.3}}
+def desk(tiny_digits, tmp_path, monkeypatch):
+    """Return a folder where names stand for checkpoints with other settings."""
+    content = mnistlib.load_checkpoint(mnistlib.released_checkpoint())
+    changes = {"none": {"pool": ""}, "whole": {"split": "none"}, "wide": {"dropout": 0.3}}
+    changes |= {"pool": {}, "other": {"pool": "1" * 8}}
 
     def load(path):
-        return content | {"config": content["config"] | changes.get(path.name, {})}
+        config = content["config"] | {"split": "random"} | changes[path.stem]
+        return content | {"config": config}
 
     monkeypatch.setattr("mnistlib.load_checkpoint", load)
     monkeypatch.setattr("mnistlib.load_model", lambda path: None)
     monkeypatch.setattr("mnistlib.load_mnist", lambda: tiny_digits)
-    return tmp_path / checkpoint.name
+    return tmp_path
 
 
-def test_what_is_fitted_on_the_validation_images_of_the_twin_is_written_beside_the_network(
+def test_what_is_fitted_on_the_images_that_the_twin_held_out_is_written_beside_the_network(
     desk, tiny_digits, monkeypatch
 ):
     asked = []
-    fitted = Calibration(0.5, 0.6)
-    monkeypatch.setattr(study, "calibrate", lambda *given: asked.append(given) or fitted)
-    found = calibrate_released(desk, desk)
+    monkeypatch.setattr(
+        study, "calibrate", lambda *given: asked.append(given) or Calibration(0.5, 0.6)
+    )
+    found = calibrate_released(desk / "other.pth", desk / "pool.pth")
     held_out = tiny_digits.split("random")[1]
     assert torch.equal(asked[0][2], tiny_digits.train_labels[held_out])
-    assert found == load_calibration(desk)
-    assert found.twin["n"] == len(held_out)
-    content = json.loads(desk.with_name("calibration.json").read_text(encoding="utf-8"))
-    assert content["config_hash"] == content["twin"]["config_hash"]
-    assert asdict(found).items() <= content.items()
+    assert found == load_calibration(desk / "pool.pth")
+    assert (found.temperature, found.sure) == (0.5, 0.6)
+    assert (found.twin["pool"], found.twin["n"]) == ("1" * 8, len(held_out))
 
 
-def test_only_a_twin_with_the_same_settings_and_images_held_out_will_do(desk, monkeypatch):
-    """Twin and network differ in their teachers, who must not know the twin's digits."""
-    monkeypatch.setattr(study, "calibrate", lambda *_: Calibration(0.5, 0.6))
-    named = {
-        name: desk.with_name(f"{name}.pth") for name in ("none", "pool", "other", "whole", "wide")
-    }
-    for twin, network in (("none", "pool"), ("pool", "none"), ("wide", "none")):
+def test_only_a_twin_with_the_same_settings_and_images_held_out_will_do(desk):
+    """Twin and network may differ in their teachers, who must not know the twin's digits."""
+    for twin, network in (("none", "pool"), ("pool", "none"), ("wide", "pool"), ("whole", "pool")):
         with pytest.raises(ConfigError, match=rf"{twin}\.pth is no twin of .*{network}\.pth"):
-            calibrate_released(named[twin], named[network])
-    with pytest.raises(ConfigError, match=r"whole\.pth was trained .* no validation images here"):
-        calibrate_released(named["whole"], desk)
-    assert not desk.with_name("calibration.json").exists()
-    assert calibrate_released(named["other"], named["pool"]).twin["pool"] == "1" * 8
+            calibrate_released(desk / f"{twin}.pth", desk / f"{network}.pth")
+    assert not list(desk.glob("*.json"))

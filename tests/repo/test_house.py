@@ -36,11 +36,12 @@ for package in (mnistlib, mniststudy):
         if not module.name.endswith(needing):
             importlib.import_module(module.name)
 print({name for name in sys.argv if name in sys.modules})
+main(["export"])
 main(["train", "--help"])
 """
 
 
-def test_importing_it_is_cheap_and_all_but_the_runner_of_notebooks_works_without_the_extras():
+def test_importing_it_is_cheap_and_all_but_notebooks_and_export_works_without_the_extras():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = settings["optional-dependencies"]
     lines = [line for extra in extras.keys() - {"test"} for line in extras[extra]]
@@ -52,3 +53,4 @@ def test_importing_it_is_cheap_and_all_but_the_runner_of_notebooks_works_without
     assert done.returncode == 0, done.stderr
     assert (heavy, loaded) == ("set()", "set()")
     assert "--recipe" in help_text[0]
+    assert "error: No module named 'onnx'; pip install 'mnistlib[" in done.stderr
