@@ -133,6 +133,8 @@ def test_activation_and_norm_are_those_of_what_follows():
     assert lowest(last, 4) < -0.2
     normalised = [any(isinstance(m, nn.BatchNorm2d) for m in x.modules()) for x in model]
     assert normalised == [True, True, False, False, False, False]
+    nn.init.ones_(model[2][1].bias)
+    assert torch.equal(model[2][1](torch.zeros(1, 4, 2, 2)), torch.ones(1, 4, 2, 2))
 
 
 def test_words_that_leave_a_map_are_a_network_and_others_are_refused():
