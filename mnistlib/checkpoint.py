@@ -183,13 +183,12 @@ def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
 
 
 def prune_checkpoints(latest: Path, finished: bool) -> None:
-    """Remove the older checkpoints of a run from the folder of its latest one.
+    """Remove the other checkpoints of a run from the folder of its latest one.
 
-    An unfinished run keeps two, in case the latest is damaged.
+    An unfinished run keeps that with the most steps among them, in case the latest is damaged.
     """
+    run = load_checkpoint(latest)["config_hash"]
     found = checkpoints(latest.parent)
-    run = next(content["config_hash"] for _, path, content in found if path == latest)
-    own = sorted((step, path == latest, path) for step, path, c in found if c["config_hash"] == run)
-    for _, newest, path in own[: -1 if finished else -2]:
-        if not newest:  # a run that was started again has fewer steps than its earlier checkpoints
-            path.unlink(missing_ok=True)
+    others = [path for _, path, c in found if c["config_hash"] == run and path != latest]
+    for path in others if finished else others[:-1]:
+        path.unlink(missing_ok=True)

@@ -107,9 +107,9 @@ def idx(values: np.ndarray) -> bytes:
 
 
 def made_up_mnist(monkeypatch) -> dict[str, bytes]:
-    """Return the four files of a made-up MNIST, 60 and 20 images, that pass for the real ones."""
+    """Return the four files of a made-up MNIST, 60 and 100 images, that pass for the real ones."""
     rng, raws = np.random.default_rng(0), {}
-    for part, n in (("train", 60), ("t10k", 20)):
+    for part, n in (("train", 60), ("t10k", 100)):
         images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         labels = rng.integers(0, 10, n, dtype=np.uint8)
         raws |= {f"{part}-images-idx3-ubyte": idx(images), f"{part}-labels-idx1-ubyte": idx(labels)}

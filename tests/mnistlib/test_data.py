@@ -78,7 +78,7 @@ def test_a_folder_with_the_four_files_is_read(tmp_path, raws, below, zipped):
         assert tensor.dtype == torch.uint8
         assert raw.endswith(tensor.numpy().tobytes())
     # without a path, so that the text is the same on every machine
-    assert repr(digits) == "mnist: 60 training images, 20 test images"
+    assert repr(digits) == "mnist: 60 training images, 100 test images"
 
 
 def flip(raw: bytes, place: int) -> bytes:

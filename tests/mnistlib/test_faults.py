@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import io
 import itertools
 import multiprocessing
@@ -13,17 +12,16 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from core_helpers import packed, same, seal, state_in, stop_after, write_runs
+from core_helpers import made_up_mnist, packed, same, seal, state_in, stop_after, write_runs
 from faults import note, short_and_long
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -39,8 +37,7 @@ from mnistlib import (
     load_mnist,
     train,
 )
-from mnistlib.checkpoint import TRAILER, checkpoints, load_model, save_checkpoint
-from mnistlib.data import FILES
+from mnistlib.checkpoint import TRAILER, checkpoints, save_checkpoint
 
 NAME = re.compile(r"mnist_model_\d{8}_\d{6}_(acc\d+\.\d\d|accNA)\.pth")
 CONFIG = Config(
@@ -58,6 +55,11 @@ def trained(tiny_digits, tmp_path_factory):
 @pytest.fixture
 def content(trained):
     return load_checkpoint(trained.checkpoint)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
 
 
 # Bits
@@ -184,16 +186,12 @@ def test_named_corruptions_are_refused_with_one_error_and_no_code_is_run(
     trained, content, tmp_path, n, request
 ):
     path, marker = tmp_path / "damaged.pth", tmp_path / "marker"
-    raw = trained.checkpoint.read_bytes()
-    cases = [*damages(raw), *forgeries(content, marker)]
-    assert len(cases) >= 100
-    bad = dict(cases if n else cases[::4])
-    for name, changed in bad.items():
-        assert changed != raw, name
+    cases = [*damages(trained.checkpoint.read_bytes()), *forgeries(content, marker)]
+    bad = cases if n else cases[::4]
+    for name, changed in bad:
         path.write_bytes(changed)
-        for load in (load_checkpoint, load_model):
-            with pytest.raises(CheckpointError, match=re.escape(str(path))):
-                load(path)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            load_checkpoint(path)
         assert not marker.exists(), name
     note(request, "named corruptions of a checkpoint", "mnistlib", len(bad), 0)
     pickle.loads(pickle.dumps(Evil(Path.touch, marker)))
@@ -203,28 +201,8 @@ def test_named_corruptions_are_refused_with_one_error_and_no_code_is_run(
 # Every file-system call of a save in turn
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "run"
-
-
 class Killed(BaseException):
     """Ends a save as a kill would: no `except Exception` or `except OSError` sees it."""
-
-
-def watch_file_system(monkeypatch, act) -> None:
-    """Have `act(name)` called before each file-system call of a save."""
-
-    def watched(name, real):
-        def call(*args, **kwargs):
-            act(name)
-            return real(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(tempfile, "mkstemp", watched("mkstemp", tempfile.mkstemp))
-    for name in ("open", "fdopen", "fsync", "replace"):
-        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
 
 
 @short_and_long(0, 1)
@@ -235,83 +213,80 @@ def test_a_save_that_fails_anywhere_leaves_the_earlier_checkpoint(
     error = OSError(errno.ENOSPC, "No space left") if what == "an error" else Killed()
     expected = CheckpointError if what == "an error" else Killed
     earlier = save_checkpoint(content | {"val_accuracy": 1.0}, folder)
-    raw, failed_at, failed = earlier.read_bytes(), [], True
-    while failed:
-        left = list(range(len(failed_at) + 1))  # this many calls, the last of which fails
+    raw, calls, failed = earlier.read_bytes(), [], True
+    for number in itertools.count(1):  # of the call that fails
 
-        def act(name, left=left):
-            if left and left.pop() == 0:
-                failed_at.append(name)
-                raise error
+        def watched(name, real, number=number):
+            def call(*args, **kwargs):
+                calls.append(name)
+                if len(calls) == number:
+                    raise error
+                return real(*args, **kwargs)
 
-        with monkeypatch.context() as m:
-            watch_file_system(m, act)
-            try:
-                save_checkpoint(content | {"val_accuracy": 2.0}, folder)
-            except expected:
-                assert not left
-            else:
-                failed = False  # there was no call left to fail
+            return call
+
+        calls.clear()
+        with monkeypatch.context() as m, suppress(expected):
+            m.setattr(tempfile, "mkstemp", watched("mkstemp", tempfile.mkstemp))
+            for name in ("open", "fdopen", "fsync", "replace"):
+                m.setattr(os, name, watched(name, getattr(os, name)))
+            save_checkpoint(content | {"val_accuracy": 2.0}, folder)
+            failed = False  # there was no call left to fail
         assert earlier.read_bytes() == raw
         for path in folder.iterdir():  # whole checkpoints, and no temporary file
             assert NAME.fullmatch(path.name)
             load_checkpoint(path)
-    note(request, f"{what} at a file-system call of a save", "mnistlib", len(failed_at), 0)
-    assert {"mkstemp", "open", "fdopen", "fsync", "replace"} == set(failed_at)
+        if not failed:
+            break
+    note(request, f"{what} at a file-system call of a save", "mnistlib", len(calls), 0)
+    assert {"mkstemp", "open", "fdopen", "fsync", "replace"} == set(calls)
 
 
 # Kills
 
 
-IN_PLACE = "in place"
-
-
-def save_on(checkpoint, folder, how, started) -> None:
-    """Save one checkpoint after the other until the process is killed."""
-    content = load_checkpoint(checkpoint)
+def save_on(save, content, started) -> None:
     for i in itertools.count():
-        if how == IN_PLACE:
-            torch.save(content, folder / "latest.pth")
-        else:
-            save_checkpoint(content | {"val_accuracy": float(i % 5)}, folder)
-        if not started.is_set():
-            started.set()
-
-
-def kill_while_saving(checkpoint, folder, n: int, how: str) -> int:
-    """Kill a process that saves, `n` times; return after how many no good checkpoint was there."""
-    processes = multiprocessing.get_context("spawn" if sys.platform == "win32" else "fork")
-    g, lost = random.Random(0), 0
-    folder.mkdir()
-    for _ in range(n):
-        started = processes.Event()
-        child = processes.Process(target=save_on, args=(checkpoint, folder, how, started))
-        child.start()
-        assert started.wait(60)
-        time.sleep(g.uniform(0, 0.02))
-        child.kill()
-        child.join()
-        if how == IN_PLACE:
-            try:
-                torch.load(folder / "latest.pth", weights_only=True)
-            except Exception:  # torch has an error of its own for each way to fail
-                lost += 1
-        else:
-            files = list(folder.glob("mnist_model_*.pth"))
-            lost += len(checkpoints(folder)) != len(files) or not files
-            for file in files[:-2]:
-                file.unlink()
-    return lost
+        save(content | {"val_accuracy": float(i % 5)})
+        started.set()
 
 
 @short_and_long(4, 200)
-def test_after_a_kill_while_saving_every_checkpoint_loads(trained, tmp_path, n, request):
-    lost = kill_while_saving(trained.checkpoint, tmp_path / "run", n, "whole")
-    note(request, "kills while saving", "mnistlib", n, lost)
-    assert lost == 0
-    lost = kill_while_saving(trained.checkpoint, tmp_path / "place", n, IN_PLACE)
-    note(request, "kills while saving", "torch.save in place", n, lost)
-    assert lost > 0  # so the kills do come while something is written
+def test_after_a_kill_while_saving_every_checkpoint_loads(content, tmp_path, n, request):
+    folder, place = tmp_path / "run", tmp_path / "latest.pth"
+    processes, g = multiprocessing.get_context("fork"), random.Random(0)
+
+    def lost_of_ours() -> bool:
+        files = list(folder.glob("mnist_model_*.pth"))
+        whole = len(checkpoints(folder))
+        for file in files[:-2]:
+            file.unlink()
+        return whole != len(files) or not files
+
+    def lost_in_place() -> bool:
+        try:
+            torch.load(place, weights_only=True)
+        except Exception:  # torch has an error of its own for each way to fail
+            return True
+        return False
+
+    for what, save, is_lost in (
+        ("mnistlib", lambda changed: save_checkpoint(changed, folder), lost_of_ours),
+        ("torch.save in place", lambda changed: torch.save(changed, place), lost_in_place),
+    ):
+        lost = 0
+        for _ in range(n):
+            started = processes.Event()
+            child = processes.Process(target=save_on, args=(save, content, started))
+            child.start()
+            assert started.wait(60)
+            time.sleep(g.uniform(0, 0.02))
+            child.kill()
+            child.join()
+            lost += is_lost()
+        note(request, "kills while saving", what, n, lost)
+        # in place some are lost, so the kills do come while something is written
+        assert (lost > 0) == (what != "mnistlib")
 
 
 KINDS = [{}, {"optimizer": "sgd", "max_lr": 0.01}, {"optimizer": "muon", "max_lr": 0.01},
@@ -366,9 +341,8 @@ def test_a_run_goes_on_from_every_step_to_the_same_bits_in_a_fresh_process(
     assert all(equal)
 
 
-def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, tmp_path):
+def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, folder):
     processes = multiprocessing.get_context("fork")
-    folder = tmp_path / "run"
     other = processes.Process(target=write_runs, args=(tiny_digits, folder, range(10, 12)))
     other.start()
     write_runs(tiny_digits, folder, range(2))
@@ -378,17 +352,13 @@ def test_two_processes_that_save_into_one_folder_lose_nothing(tiny_digits, tmp_p
     assert sorted(found) == [(seed, 6) for seed in (0, 1, 10, 11)]
 
 
-def test_a_disk_without_room_leaves_the_earlier_checkpoint(trained, tmp_path):
+def test_a_disk_without_room_leaves_the_earlier_checkpoint(content, folder):
     """A real limit of the system on the size of files, reached in the middle of a save."""
-    folder, size = tmp_path / "run", trained.checkpoint.stat().st_size
-    earlier = save_checkpoint(load_checkpoint(trained.checkpoint), folder)
+    earlier = save_checkpoint(content, folder)
     raw, limits = earlier.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    content = load_checkpoint(trained.checkpoint)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(raw) // 2, limits[1]))
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
-        with pytest.raises(
-            CheckpointError, match=r"nothing could be saved in .*; free space there"
-        ):
+        with pytest.raises(CheckpointError, match="nothing could be saved in"):
             save_checkpoint(content, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -401,15 +371,9 @@ def test_a_disk_without_room_leaves_the_earlier_checkpoint(trained, tmp_path):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Return a folder of made-up digits that pass for the real ones, and the bytes of each file."""
-    rng, raws = np.random.default_rng(0), {}
-    for name in FILES:
-        shape, top = ((100, 28, 28), 256) if "images" in name else ((100,), 10)
-        sizes = b"".join(size.to_bytes(4, "big") for size in shape)
-        values = rng.integers(0, top, shape, dtype=np.uint8).tobytes()
-        raws[name] = bytes([0, 0, 8, len(shape)]) + sizes + values
-        (tmp_path / name).write_bytes(raws[name])
-    known = {name: hashlib.sha256(raw).hexdigest() for name, raw in raws.items()}
-    monkeypatch.setattr(mnistlib.data, "FILES", known)
+    raws = made_up_mnist(monkeypatch)
+    for name, raw in raws.items():
+        (tmp_path / name).write_bytes(raw)
     return tmp_path, raws
 
 
@@ -444,13 +408,8 @@ def test_no_flipped_bit_of_the_digits_is_read_silently(made, n, request):
 
 
 def fuzzed(g: random.Random) -> tuple[bytes, bool]:
-    """Return the bytes of an idx file, random in part, and whether they are zipped."""
-    sizes = [0, 1, 2, 5, 28, 2**31, 2**32 - 1]
-    shape = g.choices(sizes, k=g.randrange(5)) if g.random() < 0.5 else [g.getrandbits(32), 28, 28]
-    head = bytes([0, 0, g.choice([8, 8, 8, 9, 13]), g.randrange(5)])
-    raw = head + b"".join(size.to_bytes(4, "big") for size in shape) + g.randbytes(g.randrange(7))
-    if g.random() < 0.5:
-        raw = g.randbytes(g.randrange(60))
+    """Return the bytes of an idx file, random but for its start, and whether they are zipped."""
+    raw = bytes([0, 0, g.choice([8, 9, 13]), g.randrange(5)]) + g.randbytes(g.randrange(60))
     if zipped := g.random() < 0.5:  # up to three bytes differ, or the end is missing
         archive = bytearray(gzip.compress(raw, mtime=0))
         for _ in range(g.randrange(4)):
@@ -461,41 +420,22 @@ def fuzzed(g: random.Random) -> tuple[bytes, bool]:
 
 @short_and_long(60, 10_000)
 def test_fuzzed_idx_files_raise_their_one_error_and_take_no_memory(made, n, request, monkeypatch):
+    """The first is an archive that unpacks to a hundred times what is wanted."""
     folder, limit, g = made[0], 100_000, random.Random(0)
     monkeypatch.setattr(mnistlib.data, "LARGEST", limit)
     path = folder / "t10k-labels-idx1-ubyte"
     path.unlink()
     bad = []
-    for _ in range(n):
-        raw, zipped = fuzzed(g)
+    for i in range(n):
+        raw, zipped = fuzzed(g) if i else (gzip.compress(bytes(100 * limit)), True)
         place = path.with_suffix(".gz") if zipped else path
         place.write_bytes(raw)
         tracemalloc.start()
-        try:
+        with pytest.raises(DatasetError, match=path.name):
             load_mnist(folder)
-            bad.append(raw)
-        except Exception as error:
-            if not isinstance(error, DatasetError) or path.name not in str(error):
-                bad.append(error)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        bad += [peak] * (peak > 10 * limit)
+        bad += [raw] * (peak > 10 * limit)
         place.unlink()
     note(request, "fuzzed idx files", "mnistlib", n, len(bad))
     assert bad == []
-
-
-def test_an_archive_that_unpacks_to_ten_times_what_is_expected_takes_no_more_memory(
-    made, monkeypatch
-):
-    folder, limit = made[0], 10_000_000
-    monkeypatch.setattr(mnistlib.data, "LARGEST", limit)
-    (folder / "train-images-idx3-ubyte").unlink()
-    bomb = gzip.compress(bytes(10 * limit), compresslevel=1)
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(bomb)
-    tracemalloc.start()
-    with pytest.raises(DatasetError, match="is damaged"):
-        load_mnist(folder)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 3 * limit
