@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from mnistlib import (
     CheckpointError,
     ConfigError,
-    TrainingError,
     build,
     configure,
     evaluate,
@@ -60,33 +59,21 @@ def test_each_network_of_a_stack_gives_the_logits_and_gradients_that_it_gives_al
             torch.testing.assert_close(part.chunk(3)[k], gradient, rtol=0, atol=1e-11)
 
 
-def assert_same_run(one, other, **close):
-    for row, own in zip(one.history, other.history, strict=True):
-        for name in ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"):
-            if row["epoch"] == one.config.epochs or not name.startswith("val"):
-                assert row[name] == pytest.approx(own[name], **close), (row["epoch"], name)
-    for name in ("loss", "lr"):
-        assert one.curve[name] == pytest.approx(other.curve[name], **close)
-    for weight, own in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(weight, own, rtol=0, atol=1e-9)
-
-
 def test_a_stacked_seed_is_the_run_that_it_is_alone(tiny_digits, double):
     runs = train_stacked([replace(SHORT, seed=seed) for seed in (3, 4)], tiny_digits)
     for run, seed in zip(runs, (3, 4), strict=True):
-        alone = train(replace(SHORT, seed=seed), tiny_digits, save=False, verbose=False)
+        alone = train(
+            replace(SHORT, seed=seed), tiny_digits, eval_every=None, save=False, verbose=False
+        )
         assert (run.config, run.source, run.n_val) == (alone.config, alone.source, alone.n_val)
-        assert_same_run(run, alone, rel=1e-9)
+        for row, own in zip(run.history, alone.history, strict=True):
+            same = {name: own[name] for name in own if name != "seconds"}
+            assert {name: row[name] for name in same} == pytest.approx(same, rel=1e-9, nan_ok=True)
+        for name in ("loss", "lr"):
+            assert run.curve[name] == pytest.approx(alone.curve[name], rel=1e-9)
+        for weight, own in zip(run.model.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(weight, own, rtol=0, atol=1e-9)
         assert not any(module.training for module in run.model.modules())
-
-
-def test_in_float32_a_stack_begins_as_the_single_run_does(tiny_digits):
-    """Later, rounding grows from step to step, and may choose other hard examples."""
-    config = replace(SHORT, seed=7, epochs=1)
-    alone = train(config, tiny_digits, save=False, verbose=False)
-    for seeds in ((7,), (7, 8, 9)):
-        run = train_stacked([replace(config, seed=seed) for seed in seeds], tiny_digits)[0]
-        assert run.curve["loss"][0] == pytest.approx(alone.curve["loss"][0], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +90,7 @@ def test_configs_that_cannot_be_stacked_are_refused(configs, tiny_digits):
         train_stacked(configs, tiny_digits)
 
 
-def test_a_stacked_sweep_records_each_seed_once_and_goes_on(
-    tiny_digits, at_hand, tmp_path, capsys
-):
+def test_a_stacked_sweep_records_each_seed_once_and_goes_on(tiny_digits, at_hand, tmp_path, capsys):
     short = replace(SHORT, epochs=1)
     configs = [replace(short, seed=seed) for seed in range(2)]
     other = replace(short, model="c4p r1 p pooled", seed=5)
@@ -122,11 +107,6 @@ def test_a_stacked_sweep_records_each_seed_once_and_goes_on(
     assert sweep_stacked([*configs, wild, replace(short, seed=2)], tmp_path) == (1, 1)
     assert "FAILED: custom, 1 seeds: the weights of seed 6" in capsys.readouterr().err
     assert sorted(read_results(folder=tmp_path)["seed"]) == [0, 1, 2, 5]
-
-
-def test_weights_that_are_not_finite_are_an_error_that_names_the_seed(tiny_digits):
-    with pytest.raises(TrainingError, match="seed 5"):
-        train_stacked([replace(SHORT, max_lr=99.0, seed=5, ema_decay=0.0)], tiny_digits)
 
 
 def test_kept_weights_are_those_of_the_row_and_cannot_be_resumed(tiny_digits, at_hand, tmp_path):
