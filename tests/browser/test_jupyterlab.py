@@ -11,10 +11,8 @@ import sys
 import time
 import urllib.request
 
-import nbformat
 import pytest
 from drawing import PICTURES, ROOT
-from nbformat.v4 import new_code_cell, new_notebook
 
 pytestmark = pytest.mark.browser
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -36,11 +34,6 @@ def lab(tmp_path_factory):
     for name in ("mnistlib", "mniststudy", "notebooks", "outputs"):
         shutil.copytree(ROOT / name, copy / name, ignore=unneeded)
     shutil.copy(ROOT / "pyproject.toml", copy)
-    python = {"name": "python3", "display_name": "Python 3"}
-    broken = new_notebook(
-        cells=[new_code_cell("1 / 0"), new_code_cell("2")], metadata={"kernelspec": python}
-    )
-    nbformat.write(broken, copy / "notebooks" / "broken.ipynb")
     for name, values in SETTINGS.items():
         path = folder / "config/lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +159,3 @@ def test_a_notebook_runs_from_the_menu_without_an_error(open_notebook, name):
     code = [c for c in committed(name) if c["cell_type"] == "code" and "".join(c["source"])]
     assert prompts(page) == [f"[{i}]:" for i in range(1, len(code) + 1)]
     wait_for_pictures(page, name)
-
-
-def test_a_cell_that_fails_is_noticed(open_notebook):
-    page = open_notebook("broken")
-    run_all(page)
-    (error,) = errors(page)
-    assert "ZeroDivisionError" in error
-    assert prompts(page) == ["[1]:", "[ ]:"]
