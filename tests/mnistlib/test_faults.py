@@ -170,14 +170,11 @@ def damages(raw: bytes):
     yield from {
         "halves swapped": raw[n // 2 :] + raw[: n // 2], "twice": raw + raw,
         "a byte before": b"\0" + raw, "a byte behind": raw + b"\0",
-        "line ends of Windows": raw.replace(b"\n", b"\r\n"),
         "read as text": raw.decode("latin-1").encode("utf-8"),
         "another checksum": raw[:-64] + b"0" * 64,
         "a checksum in capitals": raw[:-64] + raw[-64:].upper(),
-        "a file of nothing": b"", "text": b"not a checkpoint\n" * 99, "json": b'{"format": 1}',
-        "html": b"<html>404</html>", "png": b"\x89PNG\r\n\x1a\n" + bytes(99),
-        "gzip": b"\x1f\x8b" + bytes(99), "zip of nothing": b"PK\5\6" + bytes(18),
-        "numpy": b"\x93NUMPY" + bytes(99), "zeros": bytes(n), "nothing, sealed": seal(b"\0\0"),
+        "a file of nothing": b"", "text": b"not a checkpoint\n" * 99, "zeros": bytes(n),
+        "zip of nothing": b"PK\5\6" + bytes(18), "nothing, sealed": seal(b"\0\0"),
     }.items()  # fmt: skip
 
 
@@ -381,30 +378,24 @@ def made(tmp_path, monkeypatch):
 def test_no_flipped_bit_of_the_digits_is_read_silently(made, n, request):
     """On made-up digits, since it is the checksum that notices; torchvision has none for these."""
     folder, raws = made
-    ours = theirs = 0
-    for name, reader, part in (
-        ("t10k-images-idx3-ubyte", read_image_file, "test_images"),
-        ("t10k-labels-idx1-ubyte", read_label_file, "test_labels"),
-    ):
+    wrong = {"mnistlib": 0, "torchvision": 0}
+    for name, theirs in (
+        ("t10k-images-idx3-ubyte", read_image_file), ("t10k-labels-idx1-ubyte", read_label_file),
+    ):  # fmt: skip
         path, header = folder / name, 4 + 4 * raws[name][3]
+        for what, read in zip(wrong, (lambda _: vars(load_mnist(folder)), theirs), strict=True):
 
-        def load(raw, path=path, part=part):
-            path.write_bytes(raw)
-            return getattr(load_mnist(folder), part).long().squeeze()
+            def load(raw, path=path, read=read):
+                path.write_bytes(raw)
+                return read(str(path))
 
-        def load_theirs(raw, path=path, reader=reader):
-            path.write_bytes(raw)
-            return reader(str(path)).long()
-
-        whole = load(raws[name])
-        assert torch.equal(whole, load_theirs(raws[name]))
-        flipped = [raws[name][:header] + f for f in flips(raws[name][header:], n // 2, seed=1)]
-        ours += silent(load, whole, flipped)
-        theirs += silent(load_theirs, whole, flipped)
+            whole = load(raws[name])
+            flipped = (raws[name][:header] + f for f in flips(raws[name][header:], n // 2, seed=1))
+            wrong[what] += silent(load, whole, flipped)
         path.write_bytes(raws[name])
-    note(request, "bit flips of images and labels", "mnistlib", n, ours)
-    note(request, "bit flips of images and labels", "torchvision", n, theirs)
-    assert (ours, theirs) == (0, n)
+    for what, bad in wrong.items():
+        note(request, "bit flips of images and labels", what, n, bad)
+    assert wrong == {"mnistlib": 0, "torchvision": n}
 
 
 def fuzzed(g: random.Random) -> tuple[bytes, bool]:
