@@ -238,6 +238,9 @@ def summary_sentence(recipe: str) -> str:
     )
 
 
+BLOCKS = {table.__name__: table for table in (headline, leaderboard, latency, speed, promises)}
+
+
 def write_report(check: bool = False, readme: Path | None = None) -> bool:
     """Update the generated blocks of the README; return whether they were out of date.
 
@@ -248,14 +251,13 @@ def write_report(check: bool = False, readme: Path | None = None) -> bool:
     if not readme.is_file():
         raise LedgerError(f"{readme} is not there: the report is part of the repository")
     old = new = readme.read_text(encoding="utf-8")
-    for table in (headline, leaderboard, latency, speed, promises):
-        name, block = table.__name__, table()
+    for name, table in BLOCKS.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, found, rest = new.partition(f"{begin}\n")
         _, closed, after = rest.partition(end)
         if not found or not closed:
             raise LedgerError(f"{readme} must have the marks {begin} and {end}, in order")
-        new = f"{before}{begin}\n{block}\n{end}{after}"
+        new = f"{before}{begin}\n{table()}\n{end}{after}"
     if new != old and not check:
         write_atomically(readme, new.encode())
     return new != old
