@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import sys
+import zipfile
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 
 from .config import Config
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .model import build
 from .paths import outputs_folder, write_atomically
+from .state import TrainingState, history_row
 
 FORMAT = 2
 MARK = b"mnistlib-sha256:"
@@ -99,15 +101,41 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         fault = "is not a whole mnistlib checkpoint, or was altered after it was saved"
         raise CheckpointError(f"{path} {fault} (its SHA-256 does not match); use another one")
     try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            if sum(part.file_size for part in archive.infolist()) > LARGEST:
+                raise MemoryError
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         found = content.get("format")
     except Exception as error:  # a forged file can make the unpickler fail in any way
-        fault = f"contains something other than tensors and plain values ({type(error).__name__})"
+        kind = f"more than {LARGEST:,} bytes, or something other than tensors and plain values"
+        fault = f"contains {kind} ({type(error).__name__})"
         raise CheckpointError(f"{path} {fault} and was not loaded; do not use it") from None
     if found != FORMAT:
         fault = f"has checkpoint format {found!r}, this release reads format {FORMAT}"
         raise CheckpointError(f"{path} {fault}; use the mnistlib that wrote it, or train again")
+    rows = [history_row(1, 0.0, 0.0, 0.0, 0.0, None)]
+    example = checkpoint_content(Config(), "", torch.nn.Module(), rows, math.nan) | {"config": {}}
+    example |= {"training": {"progress": {"step": 0, "seconds": 0.0}}, "versions": {"device": ""}}
+    try:
+        _compare(content, example)
+        Config(**content["config"])  # settings of older releases may be missing
+    except (TypeError, ConfigError) as error:
+        fault = f"was written by another release of mnistlib ({error})"
+        raise CheckpointError(f"{path} {fault}; use that one, or train again") from None
     return content
+
+
+def _compare(found: Any, example: Any, name: str = "it") -> None:
+    """Raise TypeError unless a value, with all that is in it, is of the same kind as an example."""
+    kinds = ((int, float), dict, type(example))
+    if not isinstance(found, next(kind for kind in kinds if isinstance(example, kind))):
+        raise TypeError(f"{name} is {found!r:.40}")
+    if isinstance(example, dict):
+        for key, value in example.items():
+            _compare(found.get(key), value, key)
+    elif isinstance(example, list) and example:
+        for value in found:
+            _compare(value, example[0], f"a part of {name}")
 
 
 def load_model(path: str | Path) -> torch.nn.Module:
@@ -116,7 +144,11 @@ def load_model(path: str | Path) -> torch.nn.Module:
     config = Config(**content["config"])
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
         model = build(config.model, config.dropout)
-    model.load_state_dict(content["model_state_dict"])
+    try:
+        model.load_state_dict(content["model_state_dict"])
+    except (RuntimeError, AttributeError) as error:
+        fault = f"has weights that do not fit its network, {config.model!r}"
+        raise CheckpointError(f"{path} {fault}; use another one") from error
     return model.eval()
 
 
@@ -164,8 +196,8 @@ def latest_checkpoint(path: str | Path) -> Path:
     return found[-1][1]
 
 
-def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
-    """Return the training state from a checkpoint of the same run.
+def restore(state: TrainingState, path: Path, config: Config, source: str) -> None:
+    """Bring a new training state to that in a checkpoint of the same run.
 
     Raises:
         CheckpointError: it is damaged, or its settings or data differ.
@@ -179,7 +211,16 @@ def training_state(path: Path, config: Config, source: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} {fault}; resume with the same settings")
     if "model" not in content["training"]:
         raise CheckpointError(f"{path} has the final weights only; there is nothing to resume")
-    return content["training"]
+    training = content["training"]
+    training["progress"]["history"] = content["history"]  # the same, and checked
+    try:
+        # other releases of torch keep more or less
+        known = {k: v | training[k] for k, v in state.state_dict().items()}
+        _compare(known, state.state_dict())
+        state.load_state_dict(training)
+    except Exception as error:  # each part fails in its own way
+        fault = f"has a training state that cannot be restored ({error!r:.80})"
+        raise CheckpointError(f"{path} {fault}; start the run again") from error
 
 
 def prune_checkpoints(latest: Path, finished: bool) -> None:

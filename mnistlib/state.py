@@ -121,7 +121,8 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the progress of a run."""
         self.step, self.seconds = state["step"], state["seconds"]
-        self.history, self.evals = list(state["history"]), list(state["evals"])
+        self.history = list(state["history"])
+        self.evals = [[step, error] for step, error in state["evals"]]
         self.loss[: self.step], self.correct[: self.step] = state["loss"], state["correct"]
 
 

@@ -17,8 +17,8 @@ from .checkpoint import (
     checkpoint_content,
     latest_checkpoint,
     prune_checkpoints,
+    restore,
     save_checkpoint,
-    training_state,
 )
 from .config import Config
 from .data import Digits
@@ -129,7 +129,7 @@ def train(
         state = TrainingState(config, len(train_ids), device)
         path = latest_checkpoint(resume) if resume else None
         if path:
-            state.load_state_dict(training_state(path, config, digits.source))
+            restore(state, path, config, digits.source)
         progress, network = state.progress, state.average.model
         slices = Slices(state.model, config.slices, each)
         pool = load_pool(config, digits, device) if config.pool and not progress.ended else None

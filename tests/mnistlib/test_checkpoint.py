@@ -1,15 +1,17 @@
 """Checkpoints: nothing damaged is loaded, the latest whole one is found, the older ones go."""
 
+import io
 import math
 import os
 import re
+import zipfile
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from core_helpers import packed, same, stop_after, weights
+from core_helpers import packed, same, seal, stop_after, weights
 
 import mnistlib.checkpoint
 from mnistlib import (
@@ -133,6 +135,49 @@ def test_what_is_no_checkpoint_or_has_no_end_is_refused_at_once(trained, content
     }.items():  # fmt: skip
         with pytest.raises(CheckpointError, match=f"^{path} {said}"):
             load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_release_or_network_is_refused_in_a_sentence(content, tmp_path):
+    less = {key: value for key, value in content.items() if key != "config"}
+    progress = {"progress": {"step": "8", "seconds": 1.0}}
+    for changed, said in (
+        (content | {"config": content["config"] | {"colour": 1}}, "another release .*'colour'"),
+        (content | {"config": content["config"] | {"epochs": 0}}, "another release .*epochs is 0"),
+        (less, "another release .*config is None"),
+        (content | {"history": [1.5]}, "another release .*a part of history is 1.5"),
+        (content | {"training": progress}, "another release .*step is '8'"),
+        (content | {"config": content["config"] | {"model": "early"}}, "do not fit .*'early'"),
+        (content | {"model_state_dict": {"conv1.weight": "text"}}, "do not fit .*'reference'"),
+    ):
+        path = forge(changed, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match=rf"^{path} [^\n]*{said}[^\n]*; use .*$"):
+            load_model(path)
+
+
+def test_a_small_file_that_would_take_much_memory_is_refused(content, tmp_path, monkeypatch):
+    forged = io.BytesIO(packed(content | {"more": torch.zeros(500_000)}))
+    with zipfile.ZipFile(forged) as old, zipfile.ZipFile(small := io.BytesIO(), "w", 8) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    path = tmp_path / "small.pth"
+    path.write_bytes(seal(small.getvalue()))
+    assert path.stat().st_size < 1_000_000
+    load_checkpoint(path)
+    monkeypatch.setattr(mnistlib.checkpoint, "LARGEST", 1_000_000)
+    with pytest.raises(CheckpointError, match="contains more than 1,000,000 bytes, or"):
+        load_checkpoint(path)
+
+
+def test_a_training_state_that_does_not_fit_is_refused_in_a_sentence(trained, tiny_digits, content):
+    path = trained.checkpoint.with_name("changed.pth")
+    for part, key, value in (
+        ("progress", "step", 3), ("progress", "evals", [1]), ("scheduler", "last_epoch", "4"),
+        ("random", "device", None), ("average", "weights", {}), ("optimizer", "param_groups", []),
+    ):  # fmt: skip
+        changed = {part: content["training"][part] | {key: value}}
+        forge(content | {"training": content["training"] | changed}, path)
+        with pytest.raises(CheckpointError, match=r"state that cannot be restored .*; start the"):
+            train(trained.config, tiny_digits, path, save=False, verbose=False)
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(content, tmp_path):
