@@ -116,7 +116,8 @@ def measure(file: bytes, images: Tensor, labels: Tensor, expected: np.ndarray) -
 
 def to_safetensors(network: nn.Module, about: Mapping[str, Any]) -> bytes:
     """Return the weights of a network as safetensors, with texts that say what they are."""
-    raw = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    # copies, because the format has no tensors that share memory, as shared convolutions do
+    raw = save({name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()})
     start = 8 + int.from_bytes(raw[:8], "little")
     # the library would write the texts in a random order, and the file would never be the same
     header = {"__metadata__": {k: str(v) for k, v in about.items()}} | json.loads(raw[8:start])

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
 
 import mnistlib
 from mnistlib import CheckpointError, Config, Digits, build, load_mnist, load_model, train
@@ -60,7 +61,7 @@ def exported(few, tmp_path_factory):
 def other(tiny_digits, tmp_path_factory):
     """Return the exported folder of a run with a network of its own, and what the command said."""
     folder = tmp_path_factory.mktemp("other")
-    config = Config(model="c8s2 r1 p full", epochs=1, epoch_images=100, device="cpu", threads=1)
+    config = Config(model="c8s2 r1 = p full", epochs=1, epoch_images=100, device="cpu", threads=1)
     path = train(config, tiny_digits, folder=folder, verbose=False).checkpoint
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr("mnistlib.load_mnist", lambda *_: tiny_digits)
@@ -231,6 +232,11 @@ def test_a_network_of_another_kind_gets_no_page_and_the_card_says_what_is_not_kn
     assert {path.name for path in folder.iterdir() if path.suffix != ".pth"} == names
     for name in names:
         assert f"{folder / name}: {(folder / name).stat().st_size:,} bytes\n" in said
+    network = build("c8s2 r1 = p full")  # two layers share their weights
+    network.load_state_dict(load_safetensors((folder / "custom.safetensors").read_bytes()))
+    images = torch.arange(784, dtype=torch.uint8).view(1, 1, 28, 28)
+    (path,) = folder.glob("*.pth")
+    assert torch.equal(network.eval()(images), load_model(path)(images))
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for text in ("softmax(`logits` / 1.0)", "both are defaults", "no test results of this run."):
         assert text in card
