@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mnistlib
 from mnistlib import CheckpointError, Config, ConfigError
+from mnistlib.config import cast, check_allowed
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
 
@@ -36,10 +37,14 @@ def load_calibration(checkpoint: str | Path) -> Calibration:
         content = json.loads(path.read_bytes())
         if content["checkpoint"] != Path(checkpoint).name:
             return Calibration()
-        return Calibration(content["temperature"], content["sure"], content["twin"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = {}
+        for key, allowed in (("temperature", (0.01, 100.0)), ("sure", (0.0, 1.0))):
+            found[key] = cast(key, content.get(key), float)
+            check_allowed(key, found[key], allowed)
+        return Calibration(**found, twin=dict(content.get("twin") or {}) or None)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         remedy = "restore it, or write it again with `make release`"
-        raise CheckpointError(f"{path} is damaged ({error!r}); {remedy}") from None
+        raise CheckpointError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def calibrate_released(twin: str | Path, checkpoint: str | Path | None = None) -> Calibration:

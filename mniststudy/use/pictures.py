@@ -20,6 +20,8 @@ from mnistlib import DatasetError
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
 
+# decoded here; Pillow hands some others to another program
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LARGEST, SIDE = 50_000_000, 1200  # pixels of a file; longer side of what is looked at
 # chosen on validation digits; ink is above NOISE times the noise, LOW of the darkest ink of the
 # page and EDGE of the darkest ink of its own mark
@@ -108,7 +110,7 @@ def read_picture(path: str | Path) -> tuple[Page, list[str]]:
     try:
         if not path.is_file():  # a pipe would wait for ever
             raise OSError("it is a folder or a device" if path.exists() else "no such file")
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > LARGEST:
                 raise OSError("it is too large")
             frames = getattr(file, "n_frames", 1)

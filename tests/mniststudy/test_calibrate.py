@@ -1,6 +1,7 @@
 """Temperature and threshold: whose they are, how they are fitted, and on which twin."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ def test_a_calibration_is_used_for_the_checkpoint_that_it_names(tmp_path):
     for damaged in ("{", "[]", '{"checkpoint": "a.pth"}'):
         (tmp_path / "calibration.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(CheckpointError, match=r"calibration\.json is damaged .*; restore it"):
+            load_calibration(tmp_path / "a.pth")
+    for key, value, said in (
+        ("temperature", -1, "from 0.01 to 100"), ("temperature", 0, "from 0.01 to 100"),
+        ("temperature", "warm", "a finite number"), ("temperature", math.nan, "a finite number"),
+        ("sure", 1.01, "from 0 to 1"), ("sure", None, "a finite number"),
+    ):  # fmt: skip
+        (tmp_path / "calibration.json").write_text(json.dumps(about | {key: value}), "utf-8")
+        said = rf"is damaged \({key} is {value!r}.*, but it must be {said}\); restore it"
+        with pytest.raises(CheckpointError, match=said):
             load_calibration(tmp_path / "a.pth")
 
 

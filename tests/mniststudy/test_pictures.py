@@ -11,7 +11,14 @@ from PIL import Image, ImageDraw
 
 from mnistlib import DatasetError, load_mnist, load_model, released_checkpoint
 from mniststudy.cli import main
-from mniststudy.use.pictures import Calibration, find_marks, read_marks, read_picture, to_mnist
+from mniststudy.use.pictures import (
+    FORMATS,
+    Calibration,
+    find_marks,
+    read_marks,
+    read_picture,
+    to_mnist,
+)
 from mniststudy.use.rendered import KINDS, measure, page, pages, stroke
 
 
@@ -220,6 +227,15 @@ def test_what_is_no_picture_no_file_or_too_large_is_refused_by_name_with_a_remed
         fault = f"{path.name} cannot be read .*; give a PNG or JPEG of at most 50 million pixels"
         with pytest.raises(DatasetError, match=fault):
             read_picture(path)
+
+
+def test_a_picture_is_what_is_in_the_file_and_no_other_program_is_asked_for_it(tmp_path):
+    for kind in FORMATS:
+        drawn((90, 90)).save(tmp_path / "photo", kind)
+        assert len(read_picture(tmp_path / "photo")[0].marks) == 1, kind
+    drawn((90, 90)).save(tmp_path / "x.png", "EPS")  # which Pillow hands to Ghostscript
+    with pytest.raises(DatasetError, match=r"x\.png cannot be read .*cannot identify image file"):
+        read_picture(tmp_path / "x.png")
 
 
 def test_a_large_photo_is_read_smaller_and_its_boxes_are_in_its_own_pixels(tmp_path, digits):
