@@ -218,8 +218,9 @@ def _read_folder(folder: Path) -> Digits:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    places = (folder / inner / name for inner in ("", "MNIST/raw"))
-    paths = (Path(f"{place}{ending}") for place in places for ending in ("", ".gz"))
+    """Return where a file is: in the folder or below it, as torchvision and Kaggle have it."""
+    names = [f"{n}{ending}" for n in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
+    paths = (folder / inner / n for inner in ("", "MNIST/raw", "raw", name) for n in names)
     return next((path for path in paths if path.is_file()), None)
 
 

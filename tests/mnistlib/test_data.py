@@ -48,9 +48,9 @@ def raws(monkeypatch):
 
 
 def write(folder, raws, zipped=False):
-    folder.mkdir(parents=True)
     for name, raw in raws.items():
         path = folder / f"{name}.gz" if zipped else folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(raw) if zipped else raw)
     return folder
 
@@ -68,9 +68,12 @@ def cache(tmp_path):
 # Verification
 
 
-@pytest.mark.parametrize(("below", "zipped"), [(".", False), ("MNIST/raw", True), (".", True)])
-def test_a_folder_with_the_four_files_is_read(tmp_path, raws, below, zipped):
-    write(tmp_path / "digits" / below, raws, zipped)
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("place", ["{0}", "{1}", "{0}/{1}", "raw/{0}", "MNIST/raw/{0}"])
+def test_a_folder_with_the_four_files_is_read(tmp_path, raws, place, zipped):
+    """As MNIST's first page named them, Kaggle does, or torchvision, its root or `MNIST` given."""
+    renamed = {place.format(name, name.replace("-idx", ".idx")): raws[name] for name in FILES}
+    write(tmp_path / "digits", renamed, zipped)
     digits = load_mnist(str(tmp_path / "digits"))
     tensors = digits.train_images, digits.train_labels, *digits.test
     assert digits.train_images.shape == (60, 1, 28, 28)
