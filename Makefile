@@ -84,7 +84,7 @@ nbval: $(READY)          ## the notebooks alone, compared with their committed o
 	@$(PYTEST) $(NBVAL) notebooks
 
 lab: $(READY)            ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/python -c 'from mniststudy.notebooks import open_lab; open_lab()'
 
 notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
 	@$(BIN)/mnist notebooks --in-place

@@ -7,12 +7,22 @@ import pytest
 NOTEBOOK_RUNS = Path(__file__).parent / "outputs" / "runs" / "nbval"
 
 
+def pytest_configure(config):
+    """Refuse to hand the cells of one notebook to several workers, each with its own kernel."""
+    how = config.getoption("dist", "no")
+    if config.getoption("nbval", False) and how not in ("no", "loadscope", "loadfile"):
+        raise pytest.UsageError(f"--nbval does not go with --dist {how}; add --dist loadscope")
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item):
     """Give each notebook a folder of its own for its runs: two of them run at the same time."""
     with pytest.MonkeyPatch.context() as environment:
         if item.path.suffix == ".ipynb":  # its kernel is started here and inherits this
-            environment.setenv("MNISTLIB_RUNS", str(NOTEBOOK_RUNS / item.path.stem))
+            from mniststudy.notebooks import kernel_environment
+
+            for name, value in kernel_environment(NOTEBOOK_RUNS / item.path.stem).items():
+                environment.setenv(name, value)
         return (yield)
 
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import math
-import os
 import sys
 import warnings
 import zlib
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DatasetError
+from .paths import folder_from
 
 # SHA-256 of the four uncompressed idx files, and of QMNIST's table of writers
 FILES = {
@@ -162,9 +162,9 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     """
     if source == "sample":
         return _load_sample()
-    folder = os.environ.get("MNISTLIB_DATA") if source in ("auto", "mnist") else source
+    folder = folder_from("MNISTLIB_DATA") if source in ("auto", "mnist") else source
     if folder:
-        return _read_folder(Path(folder))
+        return _read_folder(Path(folder).expanduser())
     try:
         return _read_folder(_cached(FILES, *MNIST_URLS))
     except DatasetError as error:

@@ -12,7 +12,7 @@ from .augment import augment
 from .config import Config
 from .data import Digits
 from .errors import ConfigError
-from .paths import runs_folder
+from .paths import folder_from, runs_folder
 
 TEMPERATURE = 2.0  # of the teachers' answers and of the student's answer to them
 SOFT = 0.9  # weight of the teachers' answers in the loss; the label has the rest
@@ -81,8 +81,8 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
 
 
 def pool_folder(name: str) -> Path:
-    """Return the folder of a pool."""
-    return runs_folder() / "pools" / name
+    """Return the folder of a pool: in `MNISTLIB_POOLS`, else with the runs."""
+    return (folder_from("MNISTLIB_POOLS") or runs_folder() / "pools") / name
 
 
 def view_of(digits: Digits, amounts: dict[str, float], view: int, device: torch.device) -> Tensor:

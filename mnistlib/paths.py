@@ -15,9 +15,15 @@ def outputs_folder() -> Path:
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "outputs"
 
 
+def folder_from(variable: str) -> Path | None:
+    """Return the folder that an environment variable names, absolute and without `~`, or None."""
+    named = os.environ.get(variable)
+    return Path(named).expanduser().absolute() if named else None
+
+
 def runs_folder() -> Path:
     """Return the folder of runs: `MNISTLIB_RUNS`, else `outputs/runs`, which git ignores."""
-    return Path(os.environ.get("MNISTLIB_RUNS") or outputs_folder() / "runs")
+    return folder_from("MNISTLIB_RUNS") or outputs_folder() / "runs"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,29 +1,51 @@
 """Runs notebooks with papermill: checks parameters, executes, extracts figures, summarises."""
 
 import os
+import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
 
 import nbformat
 import papermill
 from nbconvert.preprocessors import ExtractOutputPreprocessor
+from papermill.utils import nb_language
 
 from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
-from mnistlib.config import cast
-from mnistlib.paths import outputs_folder, runs_folder, write_atomically
+from mnistlib.config import DEFAULT_RECIPE, cast
+from mnistlib.distill import pool_folder
+from mnistlib.paths import folder_from, outputs_folder, runs_folder, write_atomically
 
 from .runs.report import describe
 
-# at the default log level an interrupted kernel prints its own traceback
-PAPERMILL: dict[str, Any] = {"kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"]}
+# At the default log level an interrupted kernel prints its own traceback, and figures are PNGs
+# whatever a profile of IPython says
+KERNEL = ["--log-level=CRITICAL", "--InlineBackend.figure_formats={'png'}"]
+
+
+def kernel_environment(runs: Path) -> dict[str, str]:
+    """Return what kernels must know: absolute folders, as they may run elsewhere, and to draw."""
+    told = {"MNISTLIB_RUNS": str(runs), "MNISTLIB_POOLS": str(pool_folder(""))}
+    data = folder_from("MNISTLIB_DATA")
+    told |= {"MNISTLIB_DATA": str(data)} if data else {}
+    return told | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+
+
+def open_lab() -> None:
+    """Start JupyterLab on the notebooks; its root is the clone, where their pictures lie."""
+    from jupyterlab.labapp import main
+
+    os.environ.update(kernel_environment(runs_folder()))
+    root = outputs_folder().parent
+    main([f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/notebooks"])
 
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """Return the notebooks whose file names start with the given names; without names, all.
+    """Return the notebooks of the given numbers or beginnings of file names; without any, all.
 
     Raises:
         ConfigError: no notebook has such a name.
@@ -32,10 +54,22 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     there = ", ".join(p.stem for p in known) or "none: run this in a clone of the repository"
     chosen = []
     for name in names or ("",):
-        chosen += (fits := [p for p in known if p.name.startswith(Path(name).name)])
+        start = f"{int(name):02}_" if name.isdecimal() else Path(name).name
+        chosen += (fits := [p for p in known if p.name.startswith(start)])
         if not fits:
             raise ConfigError(f"there is no notebook {name!r}; there are {there}")
-    return chosen
+    return list(dict.fromkeys(chosen))
+
+
+def _defaults(notebook: Path) -> dict[str, str]:
+    """Return the parameters of a notebook, each with its default as it is written."""
+    try:
+        if (language := nb_language(nbformat.read(notebook, as_version=4))) != "python":
+            raise ValueError(f"its language is {language}")
+        return {k: v["default"] for k, v in papermill.inspect_notebook(notebook).items()}
+    except (ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        remedy = "save it in JupyterLab with the kernel Python 3"
+        raise ConfigError(f"{notebook.name} cannot be executed ({error}); {remedy}") from error
 
 
 def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,15 +82,16 @@ def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict
         given: values by name, as text or of their own type.
 
     Raises:
-        ConfigError: no notebook has a parameter of that name, or its value has another type or is
-            one that `Config` refuses.
+        ConfigError: a notebook is damaged or not in Python, none has a parameter of that name, or
+            its value has another type or is one that `Config` refuses.
     """
-    known = {k: v["default"] for p in notebooks for k, v in papermill.inspect_notebook(p).items()}
+    known = {name: default for path in notebooks for name, default in _defaults(path).items()}
     if unknown := given.keys() - known.keys():
         there = ", ".join(known) or "none"
         raise ConfigError(f"no notebook has a parameter {min(unknown)!r}; there are {there}")
     settings = vars(Config()).keys()
-    config = configure(**{k: v for k, v in given.items() if k in {*settings, "recipe"}})
+    recipe = given.get("recipe", DEFAULT_RECIPE)
+    config = configure(recipe, **{k: v for k, v in given.items() if k in settings})
     return {
         k: getattr(config, k) if k in settings else cast(k, v, type(literal_eval(known[k])))
         for k, v in given.items()
@@ -86,7 +121,7 @@ def run_notebooks(
         target.mkdir(parents=True, exist_ok=bool(folder))
     except OSError as error:
         raise ConfigError(f"{target} cannot be a folder ({error.strerror}); name another") from None
-    with patch.dict(os.environ, MNISTLIB_RUNS=str(target)):  # kernels inherit it
+    with patch.dict(os.environ, kernel_environment(target)):
         for path in notebooks:
             _execute(path, values, target)
             extract_figures(target / path.name, target / "figures")
@@ -94,12 +129,13 @@ def run_notebooks(
 
 
 def _execute(notebook: Path, values: Mapping[str, Any], folder: Path) -> None:
-    own = {name: values[name] for name in papermill.inspect_notebook(notebook).keys() & values}
+    own = {name: values[name] for name in _defaults(notebook).keys() & values}
     part = folder / f".running-{notebook.name}"
     shown = {"desc": notebook.stem}
     try:
+        # in the folder of the caller, who may name files
         papermill.execute_notebook(
-            notebook, part, own, cwd=notebook.parent, progress_bar=shown, **PAPERMILL
+            notebook, part, own, kernel_name="python3", progress_bar=shown, extra_arguments=KERNEL
         )
     except papermill.PapermillExecutionError as error:
         ours = error.ename in {kind.__name__ for kind in MnistlibError.__subclasses__()}
@@ -109,7 +145,19 @@ def _execute(notebook: Path, values: Mapping[str, Any], folder: Path) -> None:
         raise MnistlibError(f"{notebook.name} was given up: {error}") from None
     finally:
         if part.exists():
+            part.write_bytes(_relinked(part, "..", _clone_from(folder)))
             part.replace(folder / notebook.name)
+
+
+def _clone_from(folder: Path) -> str:
+    """Return the way from a folder to the clone, as links have it."""
+    return quote(Path(os.path.relpath(outputs_folder().parent, folder)).as_posix())
+
+
+def _relinked(notebook: Path, old: str, new: str) -> bytes:
+    """Return a notebook whose links and pictures lead to the clone from another folder."""
+    text = notebook.read_text(encoding="utf-8")
+    return re.sub(rf'(\]\(|src=\\"){re.escape(old)}/', rf"\g<1>{new}/", text).encode()
 
 
 def summarise(folder: Path, digits: Digits) -> str:
@@ -160,5 +208,5 @@ def execute_in_place(notebooks: Sequence[Path]) -> None:
     folder = run_notebooks(notebooks, {})
     for path in notebooks:
         clean_notebook(folder / path.name)
-        write_atomically(path, (folder / path.name).read_bytes())
+        write_atomically(path, _relinked(folder / path.name, _clone_from(folder), ".."))
         extract_figures(path, outputs_folder() / "figures")

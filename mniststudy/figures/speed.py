@@ -164,16 +164,16 @@ def measures(digits: Digits) -> Iterator[tuple[dict[str, Any], Callable[[], Timi
         yield row | {"images": row["whole_images"]}, measure
 
 
-def bench(repetitions: int = 5, only: str = "") -> Path:
+def bench(repetitions: int = 5) -> Path:
     """Time everything in rounds and append the rows to `speed.csv`; return its path.
 
     The machine must be idle meanwhile, for about half an hour on two cores. A round goes through
     all measures, so that a machine that slows down slows all of them. Each has a new process: how
-    ours uses memory would change the loops that are timed after it.
+    ours uses memory would change the loops that are timed after it. A round that is interrupted
+    leaves no rows, because every measure is compared with others of its round.
 
     Args:
         repetitions: of each measure, the rounds.
-        only: measure only what has this text in `kind: name`.
 
     Raises:
         LedgerError: `speed.csv` is another table, or cannot be written.
@@ -182,21 +182,22 @@ def bench(repetitions: int = 5, only: str = "") -> Path:
     session = {"go": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     for repetition in range(1, repetitions + 1):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(_round, path, session | {"repetition": repetition}, only).result()
+            pool.submit(_round, path, session | {"repetition": repetition}).result()
     return path
 
 
-def _round(path: Path, session: dict[str, Any], only: str) -> None:
-    """Take each measure once and append its row, with the columns of the committed table."""
-    columns = list(map(str, read_results("speed")))
+def _round(path: Path, session: dict[str, Any]) -> None:
+    """Take each measure once and append the rows, with the columns of the committed table."""
+    columns, rows = list(map(str, read_results("speed"))), []
+    append_rows(path, columns, [])  # another table is refused before the work
     usual = {"evaluations": 0, "threads": torch.get_num_threads(), "processes": 1, "device": "cpu"}
     usual |= session | {"torch": str(torch.__version__), "commit": commit()}
     for about, measure in measures(load_mnist("mnist")):
-        if only in (label := f"{about['kind']}: {about['name']}"):
-            seconds, evaluation = (round(value, 4) for value in measure())
-            timing = {"seconds": seconds, "evaluation_seconds": evaluation or None}
-            append_rows(path, columns, [usual | about | timing])
-            print(f"round {session['repetition']}  {label}, {seconds:.2f} s", flush=True)
+        seconds, evaluation = (round(value, 4) for value in measure())
+        rows.append(usual | about | {"seconds": seconds, "evaluation_seconds": evaluation or None})
+        label = f"round {session['repetition']}  {about['kind']}: {about['name']}"
+        print(f"{label}, {seconds:.2f} s", flush=True)
+    append_rows(path, columns, rows)
 
 
 def curves(name: str, seed: int = 0) -> Path:

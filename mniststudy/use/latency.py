@@ -23,7 +23,8 @@ from . import formats
 def latency(repetitions: int = 5, networks: Mapping[str, nn.Module] | None = None) -> Path:
     """Time answers and append rows to `latency.csv` in `runs_folder()`; return its path.
 
-    On one thread, which torch keeps, in rounds that go through all networks and runtimes.
+    On one thread, which torch keeps, in rounds that go through all networks and runtimes. A round
+    that is interrupted leaves no rows.
 
     Args:
         repetitions: the rounds.
@@ -44,18 +45,20 @@ def latency(repetitions: int = 5, networks: Mapping[str, nn.Module] | None = Non
         files = {"onnxruntime": plain, "onnxruntime int8": formats.to_int8(plain, images)}
         jobs += [(name, how, len(file), formats.answers_of(file)) for how, file in files.items()]
     thousand = images[:1].repeat(1000, 1, 1, 1)
-    for repetition, job, batch in product(range(1, 1 + repetitions), jobs, (1, 1000)):
-        name, runtime, size, answer = job
-        answer(thousand[:batch])  # the first call prepares
-        calls, seconds = Timer(partial(answer, thousand[:batch])).autorange()
-        cost = Budget(networks[name])
-        row = {
-            "go": go, "network": name, "runtime": runtime, "batch": batch,
-            "repetition": repetition, "calls": calls, "seconds": round(seconds, 5), "threads": 1,
-            "parameters": cost.parameters, "multiply_accumulates": cost.multiply_accumulates,
-            "bytes": size, "device": "cpu", "torch": torch.__version__,
-            "onnxruntime": onnxruntime.__version__, "commit": commit(),
-        }  # fmt: skip
-        append_rows(path, list(row), [row])
-        print(f"{name}, {runtime}: {calls} calls in {seconds:.2f} s")
+    for repetition in range(1, 1 + repetitions):
+        rows = []
+        for (name, runtime, size, answer), batch in product(jobs, (1, 1000)):
+            answer(thousand[:batch])  # the first call prepares
+            calls, seconds = Timer(partial(answer, thousand[:batch])).autorange()
+            cost = Budget(networks[name])
+            rows.append({
+                "go": go, "network": name, "runtime": runtime, "batch": batch,
+                "repetition": repetition, "calls": calls, "seconds": round(seconds, 5),
+                "threads": 1, "parameters": cost.parameters,
+                "multiply_accumulates": cost.multiply_accumulates, "bytes": size, "device": "cpu",
+                "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
+                "commit": commit(),
+            })  # fmt: skip
+            print(f"{name}, {runtime}: {calls} calls in {seconds:.2f} s")
+        append_rows(path, list(rows[0]), rows)
     return path

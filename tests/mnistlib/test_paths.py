@@ -16,7 +16,9 @@ def test_outputs_lie_in_the_checkout_or_the_working_folder_and_runs_where_it_is_
     assert outputs_folder() == Path(mnistlib.paths.__file__).parents[1] / "outputs"
     monkeypatch.setattr(mnistlib.paths, "__file__", str(tmp_path / "site-packages" / "m" / "p.py"))
     assert outputs_folder() == tmp_path / "outputs"
-    for said, folder in (("elsewhere", Path("elsewhere")), ("", tmp_path / "outputs" / "runs")):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for said, folder in (("a", "a"), ("~/a", "home/a"), ("/a", "/a"), ("", "outputs/runs")):
+        folder = tmp_path / folder
         monkeypatch.setenv("MNISTLIB_RUNS", said)
         assert runs_folder() == folder
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
+from urllib.parse import unquote
 
 import nbformat
 import papermill
@@ -23,11 +26,14 @@ from PIL import Image
 
 import mniststudy.notebooks
 from mnistlib import ConfigError, MnistlibError
+from mnistlib.distill import pool_folder
+from mnistlib.paths import folder_from, runs_folder
 from mniststudy.cli import main
 from mniststudy.notebooks import (
     clean_notebook,
     execute_in_place,
     find_notebooks,
+    open_lab,
     read_parameters,
     run_notebooks,
 )
@@ -62,8 +68,10 @@ def png() -> bytes:
 USES = f"""
 import os
 from IPython.display import Image, display
+import matplotlib.pyplot as plt
 print(mark, epochs, os.environ["MNISTLIB_RUNS"], os.getcwd())
 display(Image({png()!r}))
+plt.plot([1, 2])
 """
 
 
@@ -167,10 +175,67 @@ def test_notebooks_are_found_by_the_beginnings_of_their_names(notebooks):
     for name in [*names, "draft.ipynb", "03_notes.md"]:
         (notebooks / name).touch()
     assert [p.name for p in find_notebooks()] == names
-    found = find_notebooks(["10", "02_b", "notebooks/01_a.ipynb"])
+    found = find_notebooks(["10", "02_b", "notebooks/01_a.ipynb", "2"])
     assert [p.name for p in found] == ["10_c.ipynb", "02_b.ipynb", "01_a.ipynb"]
-    with pytest.raises(ConfigError, match="no notebook '04'; there are 01_a, 02_b, 10_c"):
-        find_notebooks(["01", "04"])
+    assert [p.name for p in find_notebooks(["1"])] == ["01_a.ipynb"]  # a number, which 10 is not
+    with pytest.raises(ConfigError, match="no notebook '0'; there are 01_a, 02_b, 10_c"):
+        find_notebooks(["01", "0"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}', "language is R"),
+        ('{"kernelspec": {"name": "python3", "display_name": "Python 3"}}', "No language found"),
+        ('{"language_info": {"name": "python"}}', "No kernel name found"),
+        ("{<<<<<<< HEAD", "not appear to be JSON"),
+    ],
+)
+def test_a_notebook_that_is_damaged_or_of_another_language_starts_no_kernel(
+    notebook, engine, capsys, content, said
+):
+    whole = nbformat.read(notebook, as_version=4) | {"metadata": "METADATA"}
+    notebook.write_text(json.dumps(whole).replace('"METADATA"', content))
+    assert main(["notebooks", "-p", "epochs", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 01_first.ipynb cannot be executed (")
+    assert said in error
+    assert error.endswith("; save it in JupyterLab with the kernel Python 3\n")
+
+
+def test_a_kernel_knows_the_folders_wherever_it_runs_and_pools_stay_with_the_runs(
+    notebook, engine, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"RUNS": "mine", "DATA": "~/digits"}.items():
+        monkeypatch.setenv(f"MNISTLIB_{name}", value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    seen = []
+
+    def kernel(source, target):
+        shutil.copy(source, target)
+        monkeypatch.chdir(source.parent)
+        monkeypatch.setenv("HOME", "elsewhere")
+        seen.extend([runs_folder(), pool_folder("12345678"), folder_from("MNISTLIB_DATA")])
+
+    engine.append(kernel)
+    assert run_notebooks([notebook], {}, "here") == tmp_path / "mine" / "here"
+    pool = tmp_path / "mine" / "pools" / "12345678"
+    assert seen == [tmp_path / "mine" / "here", pool, tmp_path / "home" / "digits"]
+
+
+def test_jupyterlab_is_started_in_the_clone_which_has_the_pictures(
+    notebooks, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MNISTLIB_RUNS", "mine")
+    started = []
+    monkeypatch.setattr("jupyterlab.labapp.main", started.extend)
+    with patch.dict(os.environ):
+        open_lab()
+        assert os.environ["MNISTLIB_RUNS"] == str(tmp_path / "mine")
+    root, opened = (option.partition("=")[2] for option in started)
+    assert Path(root) / opened.removeprefix("/lab/tree/") == notebooks
 
 
 def test_a_notebook_is_executed_into_a_folder_and_one_that_fails_shows_where(
@@ -179,6 +244,11 @@ def test_a_notebook_is_executed_into_a_folder_and_one_that_fails_shows_where(
     bad = write(notebooks / "02_bad.ipynb", "epochs = 1", "print('before')\n1 / 0", "2")
     sources = notebook.read_bytes(), bad.read_bytes()
     monkeypatch.chdir(notebooks.parent)
+    monkeypatch.setenv("MPLBACKEND", "agg")  # a user's own settings, with which nothing is shown
+    profile = notebooks / "profile_default" / "ipython_kernel_config.py"
+    profile.parent.mkdir()
+    profile.write_text("get_config().InlineBackend.figure_formats = ['svg']")
+    monkeypatch.setenv("IPYTHONDIR", str(notebooks))
     with pytest.raises(MnistlibError) as error:
         run_notebooks([notebook, bad], {"mark": "b", "epochs": 2}, "new/folder")
     assert str(error.value) == "cell 3 of 02_bad.ipynb failed: ZeroDivisionError: division by zero"
@@ -188,8 +258,9 @@ def test_a_notebook_is_executed_into_a_folder_and_one_that_fails_shows_where(
     assert {p.name for p in folder.iterdir()} == {"01_first.ipynb", "02_bad.ipynb", "figures"}
     good, bad = (nbformat.read(p, as_version=4).cells for p in sorted(folder.glob("*.ipynb")))
     (printed,) = [o.text for cell in good for o in cell.get("outputs", ()) if "text" in o]
-    assert printed.split() == ["b", "2", str(folder), str(notebooks)]
-    assert [p.name for p in (folder / "figures").iterdir()] == ["01_first-1.png"]
+    assert printed.split() == ["b", "2", str(folder), str(Path.cwd())]  # where files are named from
+    names = {p.name for p in (folder / "figures").iterdir()}
+    assert names == {"01_first-1.png", "01_first-2.png"}
     assert (folder / "figures" / "01_first-1.png").read_bytes() == png()
     assert any("before" in str(cell.get("outputs")) for cell in bad)
     assert bad[-1].execution_count is None
@@ -252,8 +323,9 @@ def wait_until(condition, seconds=60):
 
 
 @pytest.fixture
-def long(notebooks):
+def long(notebooks, monkeypatch):
     """Return a notebook that waits."""
+    monkeypatch.chdir(notebooks)
     return write(notebooks / "01_long.ipynb", "x = 1", WAITS, "open('after', 'w')")
 
 
@@ -290,14 +362,23 @@ def test_a_killed_run_leaves_no_kernel_and_no_half_written_notebook(long, runs_f
     assert not (long.parent / "after").exists()
 
 
+LINKS = ["../outputs/figures/a.png", "../README.md", "../outputs/page.html"]
+
+
+def links(path):
+    """Return where a notebook's pictures, links and frames lead."""
+    return re.findall(r'(?:]\(|src=\\")([^)\\]+)', path.read_text(encoding="utf-8"))
+
+
 def traces(path):
     """Write a notebook as papermill leaves it, with what differs from run to run."""
     encoded = base64.b64encode(png()).decode()
     picture = new_output("display_data", {"image/png": encoded, "text/plain": "<Figure>"})
     said = [new_output("stream", name=name, text=name) for name in ("stdout", "stderr")]
+    said.append(new_output("display_data", {"text/html": f'<iframe src="{LINKS[2]}">'}))
     cells = [
         new_code_cell("a = 1", execution_count=1, metadata={"tags": ["parameters"]}),
-        new_markdown_cell("Text", metadata={"tags": []}),
+        new_markdown_cell(f"![Text]({LINKS[0]}) [b]({LINKS[1]})", metadata={"tags": []}),
         new_code_cell("draw()", execution_count=2, outputs=[picture, picture]),
         new_code_cell("print(1)", execution_count=3, outputs=said),
     ]
@@ -324,6 +405,18 @@ def test_a_clean_notebook_keeps_kernel_language_tags_and_outputs_but_no_stderr(t
         assert there | {"metadata": {}} == here | {"metadata": {}}
     clean_notebook(path)
     assert path.read_bytes() == once
+
+
+def test_the_pictures_of_an_executed_notebook_are_those_of_the_clone(notebooks, engine, tmp_path):
+    path = traces(notebooks / "01_first.ipynb")
+    assert links(path) == LINKS
+    engine.append(shutil.copy)
+    for name in ("deep/er", tmp_path / "my runs"):
+        folder = run_notebooks([path], {}, name)
+        found = [(folder / unquote(link)).resolve() for link in links(folder / path.name)]
+        assert found == [(notebooks / link).resolve() for link in LINKS]
+    execute_in_place([path])
+    assert links(path) == LINKS
 
 
 def test_notebooks_executed_in_place_are_clean_and_their_figures_are_new(notebooks, engine):

@@ -78,6 +78,16 @@ def test_a_wrong_number_or_a_cell_that_takes_too_long_is_red_and_each_notebook_h
     }
 
 
+def test_without_loadscope_notebooks_are_refused_and_not_failed_cell_by_cell(project):
+    write(project, "a", ("x = 1", ""), ("x", ""))
+    how = ("-n", "2", "-p", "no:hypothesispytest")
+    for dist in ("load", "worksteal"):
+        done = project.runpytest_inprocess(*how, "--dist", dist, "--nbval", "notebooks")
+        assert done.ret == pytest.ExitCode.USAGE_ERROR
+        said = f"ERROR: --nbval does not go with --dist {dist}; add --dist loadscope"
+        done.stderr.fnmatch_lines([said])
+
+
 def test_the_long_tests_and_those_in_a_browser_run_only_when_they_are_asked_for(project):
     project.makepyfile(test_unit=UNIT)
     assert outcomes(project) == {"passed": ["test_unit.py::test_it"]}

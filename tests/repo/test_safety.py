@@ -16,6 +16,24 @@ def tracked():
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+def test_every_clone_has_the_same_bytes_whatever_line_endings_its_git_prefers():
+    listed = subprocess.run(
+        ["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for line in listed.stdout.splitlines():
+        about, _, name = line.partition("\t")
+        assert about.split(maxsplit=2)[2].strip() in ("attr/-text", "attr/text=auto eol=lf"), name
+
+
+def test_papermill_as_in_the_readme_needs_no_folder_that_a_clone_lacks_and_shows_the_pictures():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (target,) = {ROOT / name for name in re.findall(r"`papermill \S+ (\S+\.ipynb)", readme)}
+    assert target.parent in {path.parent for path in tracked()}
+    assert (target.parent / "../outputs/figures").resolve() == ROOT / "outputs" / "figures"
+    ignored = ["git", "check-ignore", "--quiet", str(target)]
+    assert subprocess.run(ignored, cwd=ROOT).returncode == 0
+
+
 def test_no_tracked_file_names_a_path_of_one_machine_or_has_torch_run_code_out_of_a_file():
     # other ways to run code out of a file are refused by `make lint`
     folders = "|".join(("work", "root", "home", "Users"))
