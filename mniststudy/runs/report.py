@@ -1,5 +1,6 @@
 """The tables of the README, generated from the ledger, and the description of a checkpoint."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def speed_ratios() -> pd.DataFrame:
     rows = read_results("speed").query("kind == 'run' and go == go.max()")
     table = rows.assign(seconds=whole_seconds(rows))
     keys = runs_for(RECIPES["reference"])[["config_hash", "seed", "epochs"]]
-    reached = read_results("history").merge(keys).query("val_acc >= 99")
-    first = reached.groupby("seed")["epoch"].min().median() / reached["epochs"].iloc[0]
+    reached = read_results("history").merge(keys).query("val_acc >= 99").groupby("seed")
+    when = keys["seed"].map(reached["epoch"].min()).fillna(math.inf)  # some may never reach it
+    first = when.median() / keys["epochs"].iloc[0]
     share = table["name"].map({"sprint": first}).fillna(1.0)
     ours = table[table["name"] == "conventional"].set_index("repetition")["seconds"]
     table["ratio"] = table["repetition"].map(ours) * share / table["seconds"]
@@ -146,8 +148,9 @@ def markdown(sides: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) 
 
 def mean_with_interval(values: pd.Series) -> str:
     """Return the mean with its 95 % interval over seeds (Student's t) as text."""
-    if len(values) == 1:
-        return f"{values.iloc[0]:.2f} % (one seed)"
+    if values.nunique() == 1:  # which have no interval
+        n = f"all {len(values)} seeds" if len(values) > 1 else "one seed"
+        return f"{values.iloc[0]:.2f} % ({n})"
     return "{:.2f} % [{:.2f} to {:.2f}]".format(*mean_interval(list(values)))
 
 
@@ -162,7 +165,7 @@ def beside_published(
         images: training images that it has seen; 0: unknown.
         seconds: its time.
     """
-    rows = runs_for(RECIPES["reference"])
+    rows = _tested("reference")
     best = read_results("published").nlargest(1, "val_acc").to_dict("records")[0]
     table = [["", "published", "20 epochs here", title]]
     table.append(["", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch"])
@@ -225,10 +228,11 @@ def summary_sentence(recipe: str) -> str:
         LedgerError: the ledger has no run of it.
     """
     rows = runs_for(configure(recipe))
+    part, kind = ("val", "validation") if rows["n_val"].any() else ("test", "test")
+    rows = rows.dropna(subset=f"{part}_accuracy")  # some seeds may not be tested
     if rows.empty:
         raise LedgerError(f"the ledger has no run of the recipe {recipe!r} as it is now")
     last = rows.iloc[-1]
-    part, kind = ("val", "validation") if last["n_val"] else ("test", "test")
     seen = rows[f"{part}_accuracy"]
     return (
         f"{recipe}: {seen.mean():.2f} % {kind} accuracy after {images_seen(last):,} images in "
@@ -275,8 +279,13 @@ def _on_test(rows: pd.DataFrame) -> tuple[str, str, str]:
 
 def _median_range(values: pd.Series, style: str = ".1f") -> str:
     low, middle, high = (format(value, style) for value in values.quantile([0, 0.5, 1]))
-    return f"{middle} ({low} to {high})"
+    return f"{middle} ({low} to {high}{_missing(values)})"
 
 
 def _mean_range(values: pd.Series) -> str:
-    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f})"
+    return f"{values.mean():.2f} % ({values.min():.2f} to {values.max():.2f}{_missing(values)})"
+
+
+def _missing(values: pd.Series) -> str:
+    """Return how many of the values there are, if some are missing: pandas would not say so."""
+    return f", n = {values.count()} of {len(values)}" if values.hasnans else ""

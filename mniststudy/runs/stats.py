@@ -14,7 +14,7 @@ import scipy  # its statistics are loaded when they are first used
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Difference of two means, with the ends of its 95 % interval."""
+    """Difference of two means, with the ends of its 95 % interval; infinite: noise unknown."""
 
     difference: float
     low: float
@@ -22,6 +22,8 @@ class Comparison:
     seeds: str
     """number of seeds, e.g. `8 paired seeds`"""
     unit: str = "points"
+    p: float = math.nan
+    """p-value of the t-test; nan: noise unknown"""
 
     @property
     def decided(self) -> bool:
@@ -31,6 +33,8 @@ class Comparison:
     def __repr__(self) -> str:
         """Give difference, interval and n in a sentence that can be quoted."""
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}, n = {self.seeds}"
+        if not math.isfinite(self.low):
+            interval = f"noise unknown, n = {self.seeds} that differ alike"
         verdict = "" if self.decided else "; no difference is shown"
         return f"{self.difference:+.3f} {self.unit} ({interval}){verdict}"
 
@@ -38,13 +42,14 @@ class Comparison:
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean of a sample and the ends of its t interval, in the unit of the values.
 
-    For values over seeds it covers the random seeds, not the random choice of the images. Source:
-    "Student", Biometrika 6 (1908) 1-25.
+    For values over seeds it covers the random seeds, not the random choice of the images. If all
+    values are equal, their noise is unknown and the ends are infinite. Source: "Student",
+    Biometrika 6 (1908) 1-25.
 
     Raises:
         ValueError: there are fewer than two values.
     """
-    low, high = _ends(scipy.stats.ttest_1samp, values, confidence=confidence, popmean=0.0)
+    low, high, _ = _ends(scipy.stats.ttest_1samp, values, confidence=confidence, popmean=0.0)
     return fmean(values), low, high
 
 
@@ -54,12 +59,10 @@ def compare(a: Sequence[float], b: Sequence[float], unit: str = "points") -> Com
     Standard deviations may differ. Source: B. L. Welch, Biometrika 34 (1947) 28-35.
 
     Raises:
-        ValueError: a sample has fewer than two values, or all values of each sample are equal.
+        ValueError: a sample has fewer than two values.
     """
-    low, high = _ends(scipy.stats.ttest_ind, b, a, equal_var=False)
-    if len({*a}) == len({*b}) == 1:
-        raise ValueError("all values of each sample are equal, so their noise is unknown")
-    return Comparison(fmean(b) - fmean(a), low, high, f"{len(a)} and {len(b)} seeds", unit)
+    low, high, p = _ends(scipy.stats.ttest_ind, b, a, equal_var=False)
+    return Comparison(fmean(b) - fmean(a), low, high, f"{len(a)} and {len(b)} seeds", unit, p)
 
 
 def compare_paired(a: Sequence[float], b: Sequence[float], unit: str = "points") -> Comparison:
@@ -72,21 +75,27 @@ def compare_paired(a: Sequence[float], b: Sequence[float], unit: str = "points")
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values cannot be paired")
-    low, high = _ends(scipy.stats.ttest_rel, b, a)
-    return Comparison(fmean(b) - fmean(a), low, high, f"{len(a)} paired seeds", unit)
+    low, high, p = _ends(scipy.stats.ttest_rel, b, a)
+    return Comparison(fmean(b) - fmean(a), low, high, f"{len(a)} paired seeds", unit, p)
 
 
 def _ends(
     test: Callable[..., Any], *samples: Sequence[float], confidence: float = 0.95, **options: Any
-) -> tuple[float, float]:
-    """Return the ends of the confidence interval of one of scipy's t-tests."""
+) -> tuple[float, float, float]:
+    """Return the ends of the confidence interval of one of scipy's t-tests, and its p-value.
+
+    Values, or differences, that are all equal show no noise. The test would be sure of them.
+    """
     if min(map(len, samples)) < 2:
         n = " and ".join(str(len(sample)) for sample in reversed(samples))
         raise ValueError(f"an interval needs two values or more, here are {n}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # seeds may have equal values
-        found = test(*samples, **options).confidence_interval(confidence)
-    return float(found.low), float(found.high)
+        found = test(*samples, **options)
+        ends = found.confidence_interval(confidence)
+    if not ends.high - ends.low > 1e-9 * np.abs(samples[0]).max():  # but for rounding
+        return -math.inf, math.inf, math.nan
+    return float(ends.low), float(ends.high), float(found.pvalue)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
@@ -159,6 +168,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Args:
         logits: `(N, 10)`, of images that the network was not trained on.
         labels: `(N,)` integers.
+
+    Raises:
+        ValueError: no temperature is best, as where all answers are right.
     """
     true = logits[np.arange(len(labels)), labels]
 
@@ -167,6 +179,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float(np.mean(scipy.special.logsumexp(logits / t, axis=1) - true / t))
 
     found = scipy.optimize.minimize_scalar(loss, (-1, 1))  # the loss has one minimum in 1 / T
+    if abs(found.x) > math.log(100):
+        remedy = "fit on images of which some, not most, are misclassified"
+        raise ValueError(f"no temperature is best for these {len(labels)} answers; {remedy}")
     return math.exp(found.x)
 
 

@@ -1,5 +1,6 @@
 """The ablations change what they say and nothing else; the figure of comparisons draws."""
 
+import math
 from dataclasses import asdict
 
 import matplotlib.pyplot as plt
@@ -50,13 +51,15 @@ def test_changes_are_compared_by_seed_and_corrected_and_those_of_few_seeds_are_l
         "same seeds": pd.DataFrame({"error": [1.3, 1.3, 1.2, 1.4]}),
         "one more": pd.DataFrame({"error": [1.1, 1.2, 1.1, 1.0, 9.0]}),
         "two seeds": first.head(2) + 1,
+        "moved": first + 1,
     }
     changes, p = compare_with_first({"first": first} | others, "error", "points", least=3)
-    assert list(changes) == ["same seeds", "one more"]
+    assert list(changes) == ["same seeds", "one more", "moved"]
     assert changes["same seeds"].difference == pytest.approx(0.3)
     assert changes["one more"].seeds == "4 paired seeds"
     raw = scipy.stats.ttest_rel(first["error"], others["same seeds"]["error"]).pvalue
-    assert p["same seeds"] == pytest.approx(2 * raw)
+    assert p["same seeds"] == pytest.approx(3 * raw)
+    assert math.isnan(p["moved"])  # of seeds that all differ alike
 
 
 def test_the_forest_sorts_names_and_colours_every_change_in_each_panel():

@@ -385,6 +385,9 @@ def test_how_many_times_as_fast_is_a_ratio_within_a_round_of_the_last_session(
     found = report.speed_ratios()
     assert found["seconds"].tolist() == [400, 20, 480, 16, 4]
     assert found["ratio"].tolist() == pytest.approx([1, 20, 1, 30, 480 / 4 * 4 / 20])
+    for seed in (1, 2):  # most seeds never reach 99.0 %
+        record(replace(made_up(replace(run.config, seed=seed), 98.0)), folder=tmp_path / "results")
+    assert report.speed_ratios()["ratio"].iloc[-1] == math.inf
 
 
 def test_a_recipe_is_quoted_with_its_mean_and_its_seeds(tmp_path, monkeypatch):
@@ -397,6 +400,11 @@ def test_a_recipe_is_quoted_with_its_mean_and_its_seeds(tmp_path, monkeypatch):
         "n = 3 seeds (range 99.00 to 99.40), last epoch, 10,000 validation images, 13,912 "
         "parameters"
     )
+    for seed in range(3):  # all but one are tested
+        run = replace(made_up(replace(RECIPES["teacher"], seed=seed), math.nan), n_val=0)
+        record(run, Evaluation(0.1, 99, 100) if seed < 2 else None, tmp_path / "results")
+    assert "99.00 % test accuracy" in summary_sentence("teacher")
+    assert "mean of n = 2 seeds" in summary_sentence("teacher")
     with pytest.raises(LedgerError, match="no run of the recipe 'sprint' as it is now"):
         summary_sentence("sprint")
     with pytest.raises(ConfigError, match="recipe is 'slow', but it must be one of"):

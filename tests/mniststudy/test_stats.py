@@ -60,7 +60,8 @@ def test_the_intervals_are_students_and_welchs(a, b, confidence):
         (lambda: compare([99.0], [1.0, 2.0]), "two values or more, here are 1 and 2"),
         (lambda: compare_paired([99.0], [1.0]), "two values or more, here are 1 and 1"),
         (lambda: compare_paired([1.0, 2.0], [1.0]), "2 and 1 values cannot be paired"),
-        (lambda: compare([99.4] * 3, [99.5] * 3), "all values of each sample are equal"),
+        (lambda: fit_temperature(np.eye(10), np.arange(10)), "best for these 10 answers"),
+        (lambda: fit_temperature(np.eye(10), 9 - np.arange(10)), "best for these 10 answers"),
         (lambda: seeds_needed(0.0, 0.05), "the gain is 0, but it must be above 0"),
     ],
 )
@@ -70,10 +71,14 @@ def test_too_little_to_tell_is_refused(call, text):
 
 
 @pytest.mark.filterwarnings("error")
-def test_seeds_that_all_end_alike_have_an_interval_of_no_width_and_no_warning():
-    assert mean_interval([99.4] * 3) == pytest.approx((99.4, 99.4, 99.4))
-    found = compare_paired([99.4] * 3, [99.5] * 3)
-    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+def test_seeds_that_all_end_or_differ_alike_show_no_noise_and_decide_nothing():
+    assert mean_interval([99.4] * 3) == pytest.approx((99.4, -math.inf, math.inf))
+    rounded = [99.0, 99.1, 99.2], [99.1, 99.2, 99.3]  # which differ by 0.1 but for rounding
+    pairs = compare_paired([1, 2, 3], [2, 3, 4]), compare_paired(*rounded)
+    for found in (*pairs, compare([99.4] * 3, [99.5] * 3)):
+        assert not found.decided
+        assert math.isnan(found.p)
+        assert "(noise unknown, n = 3 " in repr(found)
 
 
 def test_a_comparison_is_a_sentence():
