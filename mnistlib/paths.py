@@ -2,9 +2,12 @@
 
 import contextlib
 import os
-import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 ABANDONED = 600  # seconds after which a temporary file cannot belong to a running write
 
@@ -26,6 +29,29 @@ def runs_folder() -> Path:
     return folder_from("MNISTLIB_RUNS") or outputs_folder() / "runs"
 
 
+@contextlib.contextmanager
+def only_here(folder: Path, name: str, error: type[Exception], wait: bool = True) -> Iterator[None]:
+    """Hold a lock of a folder, so that one process at a time does what it is for.
+
+    Args:
+        folder: made if missing.
+        name: file of the lock, which stays.
+        error: raised if the folder cannot be used, or another process holds the lock and is not
+            waited for.
+        wait: until another process lets go.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / name, blocking=wait):
+            yield
+    except Timeout:
+        busy = f"another process is at work in {folder}"
+        raise error(f"{busy}; wait until it has ended, or name another folder") from None
+    except OSError as fault:
+        why = f"{folder} cannot be used ({fault.strerror})"
+        raise error(f"{why}; free space there or name another one") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file completely or not at all; its folder is created if missing.
 
@@ -41,16 +67,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # by mkstemp it would not get the user's umask
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp creates files that only their owner can read
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # the new name must reach the disk, too; only POSIX needs this
         folder = os.open(path.parent, os.O_RDONLY)

@@ -40,8 +40,13 @@ def test_all_bytes_reach_the_disk_in_the_same_folder_before_they_get_their_name(
     assert seen[0] == (100_000, [".writing-"])
     assert [names for _, names in seen] == [[".writing-"], ["file"]]  # the second: the folder
     assert stat.S_IMODE(path.stat().st_mode) == 0o644  # everybody can read it
-    write_atomically(path, b"second")
+    usual = os.umask(0o027)
+    try:
+        write_atomically(path, b"second")
+    finally:
+        os.umask(usual)
     assert path.read_bytes() == b"second"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640  # as the user's umask has it
 
 
 def test_what_killed_writes_left_behind_is_removed_and_a_write_at_work_is_not(tmp_path):
