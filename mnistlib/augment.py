@@ -35,7 +35,8 @@ def augment(
     Nothing is flipped, because a mirrored 2 is not a digit.
 
     Args:
-        images: `(N, C, H, W)` float; pixels beyond the border count as zero.
+        images: `(N, C, H, W)` float, or uint8, which become floats from 0 to 1; pixels beyond the
+            border count as zero.
         degrees: rotation, uniform in ±degrees.
         pixels: translation along each axis, uniform in ±pixels, before the rotation.
         scale: zoom along each axis, uniform in 1 ± scale.
@@ -47,8 +48,9 @@ def augment(
             for each equal part of the images.
 
     Returns:
-        Augmented images of the same shape and dtype.
+        Augmented images of the same shape, float.
     """
+    images = images if images.is_floating_point() else images.float() / 255
     n, _, height, width = images.shape
     if not any((degrees, pixels, scale, shear, elastic)):
         return images

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .model import build
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,17 @@ class Budget:
     changes nothing. One with a stride is counted twice, so the result is an upper bound.
 
     Args:
-        model: any network of images `(N, 1, image_size, image_size)`.
+        model: any network of images `(N, 1, image_size, image_size)`, or its name or spec.
         image_size: side of the input in pixels.
 
     Raises:
-        ConfigError: the network cannot take images of that size.
+        ConfigError: the network cannot take images of that size, or its name is unknown.
     """
 
-    def __init__(self, model: nn.Module, image_size: int = 28) -> None:
+    def __init__(self, model: nn.Module | str, image_size: int = 28) -> None:
+        if isinstance(model, str):
+            with torch.random.fork_rng(devices=[]):  # counting changes no random numbers
+                model = build(model)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.layers = _trace(model, image_size)
         self.multiply_accumulates = sum(layer.multiply_accumulates for layer in self.layers)

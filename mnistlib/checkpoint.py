@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .config import Config
+from .config import RECIPES, Config
 from .errors import CheckpointError, ConfigError
 from .model import build
 from .paths import outputs_folder, write_atomically
@@ -87,10 +87,13 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> Path:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read and verify a checkpoint without running code from the file.
 
+    Args:
+        path: file, or the name of a recipe with a released checkpoint.
+
     Raises:
         CheckpointError: the file is not a checkpoint, or was changed after it was saved.
     """
-    path = Path(path)
+    path = Path(released_checkpoint(str(path)) if path in RECIPES else path)
     try:
         # a device or a pipe may have no end
         raw = path.read_bytes() if path.stat().st_size <= LARGEST and path.is_file() else b""

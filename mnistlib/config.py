@@ -24,6 +24,8 @@ def _setting(default: Any, *allowed: Any) -> Any:
 class Config:
     """Everything that defines a training run; values given as text are converted.
 
+    The defaults are those of no recipe; `configure` starts from one.
+
     Raises:
         ConfigError: a value has the wrong type, is out of range, or conflicts with another one.
     """
@@ -219,10 +221,10 @@ RECIPES: dict[str, Config] = {
 }
 
 
-DEFAULT_RECIPE = "reference-fast"
+DEFAULT_RECIPE = "reference-fast"  # of the command line
 
 
-def configure(recipe: str = DEFAULT_RECIPE, **settings: Any) -> Config:
+def configure(recipe: str, **settings: Any) -> Config:
     """Return a recipe with some fields changed; `None` keeps the recipe's own value.
 
     Raises:

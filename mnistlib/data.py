@@ -61,10 +61,10 @@ class Digits:
         return f"{self.source}: {len(self.train_images):,} training images, {test:,} test images"
 
     @property
-    def test(self) -> tuple[Tensor, Tensor] | None:
-        """Images and labels of the test set, or None."""
+    def test(self) -> tuple[Tensor, Tensor] | tuple[()]:
+        """Images and labels of the test set; empty for the sample."""
         if self.test_images is None or self.test_labels is None:
-            return None
+            return ()
         return self.test_images, self.test_labels
 
     def split(self, kind: str = "random") -> tuple[Tensor, Tensor]:

@@ -90,6 +90,6 @@ def view_of(digits: Digits, amounts: dict[str, float], view: int, device: torch.
     draw = torch.Generator().manual_seed(view)  # on the CPU, so that a view is the same everywhere
     made = []
     for images in digits.train_images.split(CHUNK):
-        pixels = augment(images.to(device).float() / 255, **amounts, generator=draw)
+        pixels = augment(images.to(device), **amounts, generator=draw)
         made.append((pixels * 255).round().to(torch.uint8).squeeze(1))
     return torch.cat(made)

@@ -1,13 +1,16 @@
 """Predictions of a network, their accuracy and loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .slices import side_by_side
 
+Values = Tensor | np.ndarray | Sequence[float]
 BATCH = 64  # images at a time; more would take memory and save no time
 
 
@@ -47,16 +50,19 @@ class Evaluation:
         return f"{share} (95 % interval {low:.2f} to {high:.2f})"
 
 
-def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor:
+def predict_logits(model: nn.Module, images: Values, threads: int = 0) -> Tensor:
     """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`, on the CPU, in eval mode.
 
-    The batches and so the bits do not depend on the number of threads.
+    Images may also be `(N, 28, 28)`, one alone `(28, 28)`, and arrays of numpy. The batches and so
+    the bits do not depend on the number of threads.
     """
 
     @torch.inference_mode()  # each thread has its own inference mode
     def one(batch: Tensor) -> Tensor:
         return model(batch.to(device)).cpu()
 
+    images = torch.as_tensor(images)
+    images = images if images.ndim > 3 else images.view(-1, 1, *images.shape[-2:])
     device = next(model.parameters()).device
     training = [m for m in model.modules() if m.training]  # some may be frozen on purpose
     model.eval()
@@ -68,17 +74,22 @@ def predict_logits(model: nn.Module, images: Tensor, threads: int = 0) -> Tensor
             module.training = True
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the probabilities `(N, 10)` float32 of the ten digits; each row sums to 1."""
+def predict(model: nn.Module, images: Values) -> Tensor:
+    """Return the probabilities `(N, 10)` float32 of the ten digits; each row sums to 1.
+
+    Images are `(N, 1, 28, 28)`, `(N, 28, 28)` or one `(28, 28)`, of torch or numpy.
+    """
     return predict_logits(model, images).softmax(1)
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, threads: int = 0) -> Evaluation:
+def evaluate(
+    model: nn.Module, images: Values = (), labels: Values = (), threads: int = 0
+) -> Evaluation:
     """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`.
 
     Args:
         model: the network; its mode is not changed.
-        images: uint8, or float from 0 to 1.
+        images: uint8, or float from 0 to 1, as for `predict`.
         labels: any integer type.
         threads: CPU threads, which do not change the result; 0: torch's own setting.
 
@@ -86,8 +97,10 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, threads: int = 0)
         ValueError: there are no images, or the numbers of images and labels differ.
     """
     if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"{len(images)} images with {len(labels)} labels cannot be evaluated")
-    logits, targets = predict_logits(model, images, threads), labels.cpu().long()
+        hint = "" if len(images) else "; the sample has no test images"
+        fault = f"{len(images)} images with {len(labels)} labels cannot be evaluated"
+        raise ValueError(fault + hint)
+    logits, targets = predict_logits(model, images, threads), torch.as_tensor(labels).cpu().long()
     wrong = tuple((logits.argmax(1) != targets).nonzero().flatten().tolist())
     loss, n = float(F.cross_entropy(logits, targets)), len(targets)
     return Evaluation(loss, n - len(wrong), n, wrong)

@@ -70,15 +70,16 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM as numbers in a list, so that a run can stop between two steps.
+def stop_on_signal(*numbers: int) -> Iterator[list[int]]:
+    """Collect signals, by default Ctrl-C and SIGTERM, in a list, to stop a run between two steps.
 
     A second signal of a kind has its usual effect. Nothing is done outside the main thread, which
     alone gets signals, or for a signal that the process was started to ignore.
     """
     caught: list[int] = []
     here = threading.current_thread() is threading.main_thread()
-    known: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers = numbers or (signal.SIGINT, signal.SIGTERM)
+    known: dict[int, Any] = {n: signal.getsignal(n) for n in numbers}
     usual = {n: v for n, v in known.items() if here and v not in (signal.SIG_IGN, None)}
 
     def hook(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from .config import Config
+from .errors import ConfigError
 from .evaluate import Evaluation
 from .model import build
 from .optim import make_optimizer, make_scheduler
@@ -144,6 +146,24 @@ def history_row(
     return {"epoch": epoch, **train, "lr": lr, "seconds": seconds}
 
 
+def check_batches(config: Config, n_train: int) -> None:
+    """Refuse a batch or slice of one image, and warn where hard-example mining has no effect.
+
+    Raises:
+        ConfigError: an image would be alone: it has no variance for BatchNorm to divide by.
+    """
+    size, batch = config.epoch_images or n_train, config.batch_size
+    for images in (min(batch, size), (size - 1) % batch + 1):
+        part = math.ceil(images / config.slices)
+        if 1 in (part, images % part):
+            fault = f"epochs of {size:,} images with batch_size {batch} and slices {config.slices}"
+            remedy = "BatchNorm needs two; change one of the three numbers"
+            raise ConfigError(f"{fault} would have a batch or slice of one image: {remedy}")
+    if config.focus and size >= n_train:
+        remedy = f"epoch_images must be below the {n_train:,} training images"
+        warnings.warn(f"focus is {config.focus:g} without effect: {remedy}", stacklevel=2)
+
+
 class TrainingState:
     """All parts of a run that change; the rest follows from the Config and the digits.
 
@@ -151,6 +171,7 @@ class TrainingState:
     """
 
     def __init__(self, config: Config, n_train: int, device: torch.device) -> None:
+        check_batches(config, n_train)
         steps = config.epochs * config.steps_per_epoch(n_train)
         self.model = build(config.model, config.dropout).to(device)
         self.model.to(memory_format=torch.channels_last)

@@ -2,10 +2,12 @@
 
 import copy
 import math
+import signal
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from .checkpoint import (
     restore,
     save_checkpoint,
 )
-from .config import Config
+from .config import Config, configure
 from .data import Digits
 from .distill import distillation_loss, load_pool
 from .errors import TrainingError
@@ -30,6 +32,9 @@ from .paths import runs_folder
 from .runtime import pick_device, run_context, stop_on_signal, versions
 from .slices import Slices, side_by_side
 from .state import TrainingState, history_row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADER = "Epoch  Train Loss  Val Loss  Train Acc   Val Acc        LR   Seconds"
 ROW = (
@@ -73,6 +78,13 @@ class Run:
         """Trainable parameters of the network."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def table(self) -> "pd.DataFrame":
+        """The history as a table, a row per epoch."""
+        import pandas as pd  # here, because training does not need it
+
+        return pd.DataFrame(self.history).set_index("epoch")
+
     def __repr__(self) -> str:
         """Describe the result in one line."""
         done = f"after {len(self.history)} of {self.config.epochs} epochs"
@@ -86,7 +98,7 @@ class Run:
 
 
 def train(
-    config: Config,
+    config: Config | str,
     digits: Digits,
     resume: str | Path | None = None,
     *,
@@ -97,11 +109,12 @@ def train(
 ) -> Run:
     """Train a network and return the Run.
 
-    Ctrl-C and SIGTERM stop it after the current step and save a checkpoint. A run that is resumed
-    from a checkpoint gives the same bits as an uninterrupted one.
+    Ctrl-C and SIGTERM stop it after the current step and save a checkpoint. SIGTERM is then
+    repeated, so that it ends a program that does not handle it. A run that is resumed from a
+    checkpoint gives the same bits as an uninterrupted one.
 
     Args:
-        config: network and settings.
+        config: network and settings, or the name of a recipe.
         digits: data.
         resume: a checkpoint of the same run, or its folder; a finished run is returned as it is.
         folder: folder of the checkpoints; by default the run's own below `runs_folder()`.
@@ -111,11 +124,13 @@ def train(
         verbose: print a table row per epoch, and a progress bar on a terminal.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to another run, or cannot be saved.
-        ConfigError: the device or the pool is not available.
+        CheckpointError: the checkpoint is damaged or belongs to another run, or none can be saved,
+            as when another process is training in the folder.
+        ConfigError: the device or the pool is not available, or a batch would have one image.
         DatasetError: the split needs the writers, which are unknown.
         TrainingError: the loss or a weight is no longer finite.
     """
+    config = configure(config) if isinstance(config, str) else config
     device = pick_device(config.device)
     folder = folder or runs_folder() / config.run_name(digits.source)
     train_ids, val_ids = digits.split(config.split)
@@ -166,7 +181,7 @@ def train(
             if save:
                 path = save_state(state, config, digits, about, folder)
                 prune_checkpoints(path, finished=progress.ended)
-    return Run(
+    run = Run(
         config=config,
         source=digits.source,
         model=copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -178,6 +193,9 @@ def train(
         versions=about,
         signal=0 if progress.ended else stopped[0],
     )
+    if signal.SIGTERM in stopped:  # it was meant for the program, which may be about to train more
+        signal.raise_signal(signal.SIGTERM)
+    return run
 
 
 def train_step(
@@ -195,7 +213,7 @@ def train_step(
     """
     if config.augmentation:  # random numbers for the whole batch, whatever the slices
         draw = state.random.augmentation
-        images = augment(images.float() / 255, **config.augmentation, generator=draw)
+        images = augment(images, **config.augmentation, generator=draw)
     each = "none" if config.focus or config.slices > 1 else "mean"
     loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing, reduction=each)
     if targets is None:

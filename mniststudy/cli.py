@@ -6,6 +6,8 @@ done, 1 error with an explanation, 2 wrong command line, 130 interrupted by Ctrl
 """
 
 import re
+import shlex
+import signal
 import sys
 import time
 import warnings
@@ -25,7 +27,7 @@ from mnistlib import RECIPES, Config, ConfigError
 from mnistlib.checkpoint import latest_checkpoint
 from mnistlib.config import DEFAULT_RECIPE, check_allowed
 from mnistlib.paths import runs_folder
-from mnistlib.runtime import pick_device
+from mnistlib.runtime import pick_device, stop_on_signal
 
 # What else a command needs it imports itself, so that `predict` starts fast
 
@@ -89,7 +91,8 @@ def train(
     optimizer_mb = peak_memory_mb()
     digits = mnistlib.load_mnist(data)
     commit()  # cached now, because files may change before the run ends
-    run = mnistlib.train(config, digits, resume, folder=folder)
+    with stop_on_signal(signal.SIGTERM):  # the run says so and how it is continued
+        run = mnistlib.train(config, digits, resume, folder=folder)
     memory_mb = peak_memory_mb()
     print(run)
     if run.interrupted:

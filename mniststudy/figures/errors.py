@@ -106,7 +106,7 @@ def write_robustness() -> Path:
         DatasetError: MNIST is not available.
     """
     test = load_mnist("mnist").test
-    assert test is not None
+    assert test
     models = {recipe: load_model(released_checkpoint(recipe)) for recipe in COLORS}
     rows = []
     for name, case in CASES.items():

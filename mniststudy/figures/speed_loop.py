@@ -91,9 +91,7 @@ class TutorialLoop:
         size, amounts = self.config.batch_size, self.config.augmentation if training else {}
         if "tensors in memory" in self.changes:
             for chosen in (ids[torch.randperm(len(ids))] if training else ids).split(size):
-                batch = self.images[chosen]
-                batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
-                yield augment(batch, **amounts, generator=None), self.labels[chosen]
+                yield augment(self.images[chosen], **amounts, generator=None), self.labels[chosen]
             return
         transform: Callable = ToTensor()
         if amounts:

@@ -219,7 +219,7 @@ class _Stacked:
         else:
             batch = self.images.index_select(0, ids.flatten())  # (S * N, 1, 28, 28)
         if self.config.augmentation:
-            batch = augment(batch.float() / 255, **self.config.augmentation, generator=self.draws)
+            batch = augment(batch, **self.config.augmentation, generator=self.draws)
         batch = batch.view(self.n, n, 28, 28).transpose(0, 1)  # -> (N, S, 28, 28)
         batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):

@@ -18,7 +18,8 @@ from joblib import Parallel, cpu_count, delayed
 
 from mnistlib import Config, Digits, MnistlibError, evaluate, load_mnist, train
 from mnistlib.checkpoint import checkpoints
-from mnistlib.paths import runs_folder
+from mnistlib.paths import only_here, runs_folder
+from mnistlib.runtime import stop_on_signal
 
 from .ledger import check_ledger, collect, commit, finished, record
 
@@ -108,7 +109,7 @@ def sweep(
 
 def runs_left(configs: Sequence[Config], folder: Path, digits: Digits, test: bool) -> list[Config]:
     """Return each Config that is not in the ledger once, or not tested; print their number."""
-    known = finished(folder, test and digits.test is not None)
+    known = finished(folder, test and bool(digits.test))
     runs = {(config.hash(digits.source), config.seed): config for config in configs}
     left = [config for key, config in runs.items() if key not in known]
     print(f"{len(configs)} runs, {len(configs) - len(left)} of them in the ledger", flush=True)
@@ -151,7 +152,8 @@ def _train_one(
             digits = _digits(data)
             resume = max(checkpoints(own), default=(0, None))[1]
             every = 0 if curves else None
-            run = train(config, digits, resume, folder=own, eval_every=every, verbose=False)
+            with stop_on_signal(signal.SIGTERM):  # the run says so
+                run = train(config, digits, resume, folder=own, eval_every=every, verbose=False)
             if run.interrupted and os.getpid() == sweep:
                 raise KeyboardInterrupt
             if run.interrupted:

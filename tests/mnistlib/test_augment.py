@@ -57,6 +57,10 @@ def test_a_generator_reproduces_it_and_leaves_images_and_the_global_random_state
     assert 0 <= first.min() <= first.max() <= 1 + 1e-6
     assert not torch.equal(augment(images, **amounts, generator=generator), first)  # it goes on
     assert torch.equal(augment(images, **amounts, generator=seeded(1)), first)
+    pixels = (255 * images).byte()
+    same = augment(pixels / 255, **amounts, generator=seeded(1))
+    assert torch.equal(augment(pixels, **amounts, generator=seeded(1)), same)
+    assert torch.equal(augment(pixels), pixels / 255)  # floats, whatever the amounts
     halves = augment(images, **amounts, generator=[seeded(1), seeded(2)])
     for half, part, seed in zip(halves.split(3), images.split(3), (1, 2), strict=True):
         torch.testing.assert_close(half, augment(part, **amounts, generator=seeded(seed)))

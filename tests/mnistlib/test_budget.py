@@ -101,6 +101,11 @@ def test_a_layer_used_twice_computes_twice_and_has_its_parameters_once():
     assert sum(layer.parameters for layer in budget.layers) == budget.parameters
 
 
+def test_a_network_may_be_named():
+    for name in ("reference", "c4k5s2p pooled"):
+        assert repr(Budget(name)) == repr(Budget(build(name)))
+
+
 def test_text_and_html_hold_the_same_cells():
     model = chain(nn.Conv2d(1, 2, 3), nn.Flatten())
     model.add_module("<b>&", nn.Linear(2 * 26 * 26, 10, bias=False))

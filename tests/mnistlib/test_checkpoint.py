@@ -15,6 +15,7 @@ from core_helpers import packed, same, seal, stop_after, weights
 
 import mnistlib.checkpoint
 from mnistlib import (
+    RECIPES,
     CheckpointError,
     Config,
     build,
@@ -205,8 +206,14 @@ def test_the_released_checkpoint_is_that_of_a_clone_or_installed_or_its_absence_
         path.parent.mkdir(parents=True)
         path.touch()
         assert released_checkpoint(recipe) == path
-    with pytest.raises(CheckpointError, match="no released checkpoint of 'sprint'; name a file"):
-        released_checkpoint("sprint")
+    for call in (released_checkpoint, load_model, load_checkpoint):
+        with pytest.raises(CheckpointError, match="no released checkpoint of 'sprint'; name a"):
+            call("sprint")
+
+
+def test_a_released_network_is_loaded_by_the_name_of_its_recipe():
+    assert load_checkpoint("best-697")["config_hash"] == RECIPES["best-697"].hash("mnist")
+    assert sum(p.numel() for p in load_model("best-697").parameters()) == 693
 
 
 # The latest of a folder, and what older ones are for

@@ -106,8 +106,9 @@ def test_hashes_are_those_in_the_ledger_whatever_is_renamed_or_added():
     assert (Config().hash("mnist"), Config(seed=3).hash("sample")) == ("b552b688", "4f9a22cf")
 
 
-def test_none_keeps_a_recipes_own_value_and_without_a_name_it_is_the_published_networks():
-    assert configure() == RECIPES["reference-fast"]
+def test_none_keeps_a_recipes_own_value_and_a_recipe_must_be_named():
+    with pytest.raises(TypeError, match="recipe"):  # its values would be others than `Config()` has
+        configure(epochs=3)
     nothing = dict.fromkeys([*OTHER, *NO_RESULT])
     for name, recipe in RECIPES.items():
         assert configure(name, **nothing) == recipe

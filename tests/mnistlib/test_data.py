@@ -260,7 +260,7 @@ def test_the_sample_has_5000_shuffled_images_500_a_class_and_no_test_set(sample)
     assert sample.train_images.shape == (5000, 1, 28, 28)
     assert sample.train_images.dtype == sample.train_labels.dtype == torch.uint8
     assert (sample.train_labels[:500].bincount() > 25).all()
-    assert sample.test is None
+    assert not sample.test
     shipped = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # each image keeps its label
     found = torch.cat([sample.train_images.flatten(1), sample.train_labels[:, None]], 1).numpy()
     assert sorted(row.tobytes() for row in found) == sorted(row.tobytes() for row in shipped)

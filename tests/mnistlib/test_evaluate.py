@@ -8,7 +8,7 @@ import torch
 from core_helpers import same
 from torch import nn
 
-from mnistlib import Evaluation, build, evaluate, predict
+from mnistlib import Evaluation, build, evaluate, load_mnist, predict
 from mnistlib.evaluate import predict_logits
 
 
@@ -88,6 +88,23 @@ def test_each_layer_stays_in_its_mode_and_statistics_stay(pixels, training):
     assert {n for n, m in model.named_modules() if m.training != training} <= {"bn1"}
     assert not model.bn1.training
     assert same(model.state_dict(), before)
+
+
+def test_images_may_be_one_without_channel_or_arrays(reader, pixels):
+    pixels = pixels / 255
+    known = predict(reader, pixels)
+    assert torch.equal(predict(reader, pixels[:, 0]), known)
+    assert torch.equal(predict(reader, pixels.numpy()), known)
+    assert torch.equal(predict(reader, pixels[3]), known[3:4])
+    assert torch.equal(predict(reader, pixels[3, 0].numpy()), known[3:4])
+    labels = known.argmax(1)
+    assert evaluate(reader, pixels[:, 0].numpy(), labels.numpy()).correct == 7
+    assert evaluate(reader, pixels, labels.tolist()).correct == 7
+
+
+def test_the_sample_says_that_it_has_no_test_images(reader):
+    with pytest.raises(ValueError, match="the sample has no test images"):
+        evaluate(reader, *load_mnist("sample").test)
 
 
 @pytest.mark.parametrize(("images", "labels"), [(0, 0), (3, 2), (2, 3)])

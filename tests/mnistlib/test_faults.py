@@ -12,7 +12,6 @@ import re
 import resource
 import signal
 import subprocess
-import tempfile
 import time
 import tracemalloc
 from contextlib import suppress
@@ -38,6 +37,7 @@ from mnistlib import (
     train,
 )
 from mnistlib.checkpoint import TRAILER, checkpoints, save_checkpoint
+from mnistlib.runtime import stop_on_signal
 
 NAME = re.compile(r"mnist_model_\d{8}_\d{6}_(acc\d+\.\d\d|accNA)\.pth")
 CONFIG = Config(
@@ -224,8 +224,8 @@ def test_a_save_that_fails_anywhere_leaves_the_earlier_checkpoint(
 
         calls.clear()
         with monkeypatch.context() as m, suppress(expected):
-            m.setattr(tempfile, "mkstemp", watched("mkstemp", tempfile.mkstemp))
-            for name in ("open", "fdopen", "fsync", "replace"):
+            m.setattr(Path, "open", watched("create", Path.open))
+            for name in ("open", "fsync", "replace"):
                 m.setattr(os, name, watched(name, getattr(os, name)))
             save_checkpoint(content | {"val_accuracy": 2.0}, folder)
             failed = False  # there was no call left to fail
@@ -236,7 +236,7 @@ def test_a_save_that_fails_anywhere_leaves_the_earlier_checkpoint(
         if not failed:
             break
     note(request, f"{what} at a file-system call of a save", "mnistlib", len(calls), 0)
-    assert {"mkstemp", "open", "fdopen", "fsync", "replace"} == set(calls)
+    assert {"create", "open", "fsync", "replace"} == set(calls)
 
 
 # Kills
@@ -295,7 +295,8 @@ def train_until(step: int, config: Config, digits: Path, resume: Path | None, fo
     torch.set_num_threads(1)
     stop_after(pytest.MonkeyPatch(), step, lambda: signal.raise_signal(signal.SIGTERM))
     loaded = Digits(**torch.load(digits))
-    run = train(config, loaded, resume, folder=folder, verbose=False)
+    with stop_on_signal(signal.SIGTERM):
+        run = train(config, loaded, resume, folder=folder, verbose=False)
     assert run.interrupted == (0 < step < 14)
 
 

@@ -1,5 +1,8 @@
 """The shared figures draw what they are given, in one look, and return nothing."""
 
+import math
+from dataclasses import replace
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
@@ -64,6 +67,13 @@ def test_onecycle_has_the_peak_between_its_phases_and_every_evaluation(tiny_digi
     assert error.lines[0].get_ydata()[-1] == pytest.approx(final)
     shown = [t.get_text() for ax in (rate, loss, error) for t in ax.texts]
     assert shown == ["warm-up", "annealing", f"{final:.2f} %"]
+    for row in run.history[:-1]:  # as if validated after the last epoch only
+        row["val_acc"] = math.nan
+    plots.onecycle(replace(run, curve=run.curve | {"eval_step": [], "eval_error": []}), "title")
+    assert plt.gcf().axes[2].lines[0].get_xdata().tolist() == [12]
+    run.history[-1]["val_acc"] = math.nan
+    plots.onecycle(replace(run, curve=run.curve | {"eval_step": [], "eval_error": []}), "title")
+    assert [ax.get_ylabel() for ax in plt.gcf().axes] == ["learning rate", "training loss"]
 
 
 def test_the_confusion_counts_each_mistake_and_leaves_out_what_is_right():

@@ -24,7 +24,9 @@ from core_helpers import (
 from torch.optim.swa_utils import update_bn
 
 from mnistlib import (
+    RECIPES,
     Config,
+    ConfigError,
     TrainingError,
     augment,
     build,
@@ -35,6 +37,7 @@ from mnistlib import (
     train,
 )
 from mnistlib.checkpoint import checkpoints, save_checkpoint
+from mnistlib.runtime import stop_on_signal
 
 KEYS = ["epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr", "seconds"]
 QUICK = Config(  # two epochs of four steps
@@ -169,6 +172,33 @@ def test_a_run_tells_what_it_measured(whole, tiny_digits):
     assert run.history[-1]["val_loss"] == pytest.approx(seen.loss, rel=1e-5)
 
 
+def test_the_history_is_a_table_and_a_recipe_may_be_named(whole, quick, monkeypatch):
+    assert whole.table.reset_index().to_dict("records") == whole.history
+    with pytest.raises(ConfigError, match="recipe is 'bset', but it must be one of"):
+        quick("bset")
+    stop_after(monkeypatch, 1)
+    assert quick("reference", save=False).config == RECIPES["reference"]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "slices"),
+    [(101, 25, 1), (101, 50, 2), (100, 5, 4), (103, 20, 2), (0, 499, 1)],
+)
+def test_an_image_that_would_be_alone_in_its_batch_or_slice_is_refused_before_training(
+    quick, images, batch, slices
+):
+    """Where maps end at 1x1, BatchNorm cannot train on it; elsewhere its statistics are poor."""
+    config = Config(epoch_images=images, batch_size=batch, slices=slices, dropout=0, device="cpu")
+    with pytest.raises(ConfigError, match=f"batch_size {batch} and slices {slices} would have"):
+        quick(config, save=False)
+
+
+def test_mining_that_has_no_effect_is_said(quick):
+    config = replace(QUICK, epochs=1, epoch_images=500, batch_size=250, focus=0.5)
+    with pytest.warns(UserWarning, match="focus is 0.5 without effect: .* below the 500 training"):
+        quick(config, save=False)
+
+
 def test_a_run_describes_itself_in_one_line(whole):
     text = f"{100 - whole.history[-1]['val_acc']:.2f} % error on 100 validation images"
     cost = f"{whole.seconds:.0f} s, 13,912 parameters"
@@ -297,7 +327,10 @@ def test_a_run_that_a_signal_stops_says_so_and_resumes_to_the_same_bits(
 ):
     with monkeypatch.context() as m:
         within_step(m, step, partial(signal.raise_signal, number))
-        run = quick(QUICK, folder=tmp_path, eval_every=3)
+        with stop_on_signal(signal.SIGTERM) as repeated:
+            run = quick(QUICK, folder=tmp_path, eval_every=3)
+    # for the program, which may be about to train more; in a notebook Ctrl-C returns the run
+    assert repeated == [number] * (number == signal.SIGTERM)
     assert (run.interrupted, run.signal) == ((True, number) if step < STEPS else (False, 0))
     assert {len(run.curve["loss"]), len(run.curve["lr"])} == {step}
     assert len(run.history) == step // 4
