@@ -1,16 +1,14 @@
 """Predictions of a network, their accuracy and loss."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .slices import side_by_side
 
-Values = Tensor | np.ndarray | Sequence[float]
 BATCH = 64  # images at a time; more would take memory and save no time
 
 
@@ -50,7 +48,7 @@ class Evaluation:
         return f"{share} (95 % interval {low:.2f} to {high:.2f})"
 
 
-def predict_logits(model: nn.Module, images: Values, threads: int = 0) -> Tensor:
+def predict_logits(model: nn.Module, images: ArrayLike, threads: int = 0) -> Tensor:
     """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`, on the CPU, in eval mode.
 
     Images may also be `(N, 28, 28)`, one alone `(28, 28)`, and arrays of numpy. The batches and so
@@ -61,20 +59,20 @@ def predict_logits(model: nn.Module, images: Values, threads: int = 0) -> Tensor
     def one(batch: Tensor) -> Tensor:
         return model(batch.to(device)).cpu()
 
-    images = torch.as_tensor(images)
-    images = images if images.ndim > 3 else images.view(-1, 1, *images.shape[-2:])
+    pixels = torch.as_tensor(images)
+    pixels = pixels if pixels.ndim > 3 else pixels.view(-1, 1, *pixels.shape[-2:])
     device = next(model.parameters()).device
     training = [m for m in model.modules() if m.training]  # some may be frozen on purpose
     model.eval()
     try:
         with side_by_side(threads) as each:
-            return torch.cat(list(each(one, images.split(BATCH))))
+            return torch.cat(list(each(one, pixels.split(BATCH))))
     finally:
         for module in training:
             module.training = True
 
 
-def predict(model: nn.Module, images: Values) -> Tensor:
+def predict(model: nn.Module, images: ArrayLike) -> Tensor:
     """Return the probabilities `(N, 10)` float32 of the ten digits; each row sums to 1.
 
     Images are `(N, 1, 28, 28)`, `(N, 28, 28)` or one `(28, 28)`, of torch or numpy.
@@ -83,7 +81,7 @@ def predict(model: nn.Module, images: Values) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, images: Values = (), labels: Values = (), threads: int = 0
+    model: nn.Module, images: ArrayLike = (), labels: ArrayLike = (), threads: int = 0
 ) -> Evaluation:
     """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`.
 
@@ -96,11 +94,11 @@ def evaluate(
     Raises:
         ValueError: there are no images, or the numbers of images and labels differ.
     """
-    if len(images) == 0 or len(images) != len(labels):
-        hint = "" if len(images) else "; the sample has no test images"
-        fault = f"{len(images)} images with {len(labels)} labels cannot be evaluated"
-        raise ValueError(fault + hint)
-    logits, targets = predict_logits(model, images, threads), torch.as_tensor(labels).cpu().long()
+    n, targets = len(torch.as_tensor(images)), torch.as_tensor(labels).cpu().long()
+    if n == 0 or n != len(targets):
+        fault = f"{n} images with {len(targets)} labels cannot be evaluated"
+        raise ValueError(f"{fault} (the embedded sample has no test images)")
+    logits = predict_logits(model, images, threads)
     wrong = tuple((logits.argmax(1) != targets).nonzero().flatten().tolist())
-    loss, n = float(F.cross_entropy(logits, targets)), len(targets)
+    loss = float(F.cross_entropy(logits, targets))
     return Evaluation(loss, n - len(wrong), n, wrong)

@@ -103,7 +103,7 @@ def test_images_may_be_one_without_channel_or_arrays(reader, pixels):
 
 
 def test_the_sample_says_that_it_has_no_test_images(reader):
-    with pytest.raises(ValueError, match="the sample has no test images"):
+    with pytest.raises(ValueError, match="the embedded sample has no test images"):
         evaluate(reader, *load_mnist("sample").test)
 
 
