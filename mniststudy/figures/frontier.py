@@ -1,6 +1,5 @@
 """Notebook 07: how small a network can get, and what was tried at each size."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnistlib import RECIPES, Config
+from mnistlib import RECIPES
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note, show_digit
 
-from ..runs.ledger import LedgerError, images_seen, read_results, runs_for
+from ..runs.ledger import LedgerError, config_in, images_seen, read_results, runs_for
 from ..runs.stats import mean_interval
 
 # labels that would cover something at the right of their points: offset and alignment
@@ -67,7 +66,7 @@ def tried() -> pd.DataFrame:
     runs = runs[judged & (runs["parameters"] < 20_000)].copy()
     runs["images"] = [images_seen(row) for _, row in runs.iterrows()]
     same: dict[str, Any] = {"seed": 0, "device": "auto", "threads": 0, "split": "writers"}
-    runs["config"] = [str(replace(Config(**json.loads(text)), **same)) for text in runs["config"]]
+    runs["config"] = [str(replace(config_in(text), **same)) for text in runs["config"]]
     runs["error"] = 100 - runs["val_accuracy"]
     designs = runs.groupby(["parameters", "model", "images", "config"])
     columns = {"n": ("seed", "size"), "error": ("error", "mean"), "loss": ("val_loss", "mean")}

@@ -1,6 +1,5 @@
 """Notebook 08: how fast training is, timed step by step, from a tutorial's loop to our fastest."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -22,7 +21,7 @@ from mnistlib import RECIPES, Budget, Config, Digits, Run, build, load_mnist, tr
 from mnistlib.paths import runs_folder
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
-from ..runs.ledger import append_rows, commit, read_results, whole_seconds
+from ..runs.ledger import append_rows, commit, config_in, read_results, whole_seconds
 from .speed_loop import KEPT, NOT_KEPT, TutorialLoop, config_parts, keras_parts, pytorch_parts
 
 IMAGES_PER_TIMING = 12_800  # of a piece of training that stands for the whole
@@ -245,7 +244,7 @@ def step_table(folder: Path | None = None) -> pd.DataFrame:
     table.columns = ["seconds", "fastest", "slowest"]
     table["us"], table["base"] = steps["us"].median(), steps["base"].first().fillna("")
     runs = runs[runs["seed"] < 100]
-    seedless = [Config(**json.loads(c) | {"seed": 0}).hash("mnist") for c in runs["config"]]
+    seedless = [replace(config_in(c), seed=0).hash("mnist") for c in runs["config"]]
     reached = runs["val_accuracy"].groupby(seedless).agg(list).to_dict() | {None: []}
     digests = steps["config_hash"].first().where(table.index != "bfloat16", None)
     table["accuracy"] = [reached.get(digest, []) for digest in digests]

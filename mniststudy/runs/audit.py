@@ -1,13 +1,12 @@
 """A committed run, trained again and compared."""
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from mnistlib import RECIPES, Config, evaluate, load_mnist, train
+from mnistlib import RECIPES, evaluate, load_mnist, train
 
-from .ledger import LedgerError, read_results, record, runs_for
+from .ledger import LedgerError, config_in, read_results, record, runs_for
 from .stats import predicted_spread
 
 COMPARED = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
@@ -41,7 +40,7 @@ def audit(folder: Path | None = None, recipe: str | None = None, minutes: float 
     if runs.empty:
         raise LedgerError(f"no run of {recipe or 'any recipe'} took {minutes:g} minutes or less")
     row = runs.sample().iloc[0]
-    config = replace(Config(**json.loads(row["config"])), threads=0, device="cpu")
+    config = replace(config_in(row["config"]), threads=0, device="cpu")
     name = f"{row['recipe']}, {row['model']}, seed {config.seed}, hash {row['config_hash']}"
     was = f"{row['seconds']:.0f} s on a {row['device']} device at commit {row['commit']}"
     print(f"{name}: {was}; on this CPU now", flush=True)

@@ -43,6 +43,8 @@ TEXT = frozenset((
     "commit", "finished", "config", "pool", "augmentation", "teachers", "go", "kind", "name",
     "base", "network", "runtime", "onnxruntime", "fault", "what", "how", "case",
 ))  # fmt: skip
+# whole numbers, which no row lacks
+WHOLE = frozenset(("seed", "epoch", "epochs", "n_val", "threads"))
 # columns that may differ between the same run in another process or on another machine
 HOST_COLUMNS = (
     "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
@@ -213,7 +215,12 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
         raise LedgerError(f"{path} is not there or has no rows; name a folder that holds a ledger")
     table = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
     text = dict.fromkeys(TEXT | {"wrong"} if name == "misread" else TEXT, str)
-    return pd.read_csv(table, dtype=text, keep_default_na=False, na_values=["", "nan"])
+    found = pd.read_csv(table, dtype=text, keep_default_na=False, na_values=["", "nan"])
+    for column in found.columns.difference([*text]):
+        if found[column].dtype.kind not in "iuf":
+            fault = f"{path} has something else than numbers in the column {column!r}"
+            raise LedgerError(f"{fault}; restore the file")
+    return found
 
 
 def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.DataFrame":
@@ -234,9 +241,22 @@ def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
     return runs[runs["config_hash"].isin(wanted) & (runs["seed"] < 100)]
 
 
+def config_in(text: str) -> Config:
+    """Return the settings of a run of the ledger from its column `config`.
+
+    Raises:
+        LedgerError: they are not the settings of a run.
+    """
+    try:
+        return Config(**json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        fault = f"a row of the ledger has as its config {text!r:.60}, which is damaged ({error})"
+        raise LedgerError(f"{fault}; restore the table") from None
+
+
 def images_seen(row: "pd.Series") -> int:
     """Return how many training images a run of the ledger used, counting repetitions."""
-    return int(row["epochs"]) * (json.loads(row["config"])["epoch_images"] or 60_000 - row["n_val"])
+    return int(row["epochs"]) * (config_in(row["config"]).epoch_images or 60_000 - row["n_val"])
 
 
 def whole_seconds(timings: "pd.DataFrame") -> "pd.Series":
@@ -288,7 +308,7 @@ def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
         LedgerError: the file is no table or has other columns.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # editors may add a mark
             reader = csv.DictReader(file, strict=True)
             rows, header = list(reader), list(reader.fieldnames or ())
     except FileNotFoundError:
@@ -298,9 +318,9 @@ def _read_table(path: Path, columns: Sequence[str] = ()) -> Rows:
         raise LedgerError(f"{path} cannot be read as a table ({why}); move it away") from None
     if columns and header != list(columns):
         odd = ", ".join(sorted({*header} ^ {*columns}))
-        raise LedgerError(f"{path} has other columns than it should ({odd:.60}); move it away")
+        raise LedgerError(f"{path} has other columns than it should ({odd!r:.60}); move it away")
     for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or not row.get("seed", "0").isdecimal():
+        if None in row or None in row.values() or not _are_whole(row):
             raise LedgerError(f"line {line} of {path} is not a whole row; restore the file")
     return rows
 
@@ -314,14 +334,26 @@ def _read_record(path: Path) -> dict[str, Rows]:
     try:
         content = json.loads(path.read_bytes())
         row, wrong = content["row"], content["wrong"]
+        config_in(row["config"])
         found = {"runs": [row], "history": content["history"], "misread": []}
-        if wrong is not None:
-            found["misread"] = [row | {"n": row["n_test"], "wrong": " ".join(map(str, wrong))}]
-        if all({*row} >= {*TABLES[name]} for name in TABLES for row in found[name]):
+        if all(
+            type(row[c]) in ((str,) if c in TEXT else (int, float, type(None)))
+            for name in found for row in found[name] for c in TABLES[name]
+        ) and all(map(_are_whole, [row, *found["history"]])):  # fmt: skip
+            if wrong is not None:
+                numbers = " ".join(f"{n:d}" for n in wrong)
+                found["misread"] = [row | {"n": row["n_test"], "wrong": numbers}]
+            _text(COLUMNS, [row]).encode()  # JSON may have halves of characters
             return found
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, LedgerError):
         pass
     raise LedgerError(f"{path} is not the record of a run; remove it and train the run again")
+
+
+def _are_whole(row: Mapping[str, Any]) -> bool:
+    """Whether whole numbers are in the columns of a row that must have them."""
+    values = (str(row[column]) for column in WHOLE & row.keys())
+    return all(value.isdecimal() and len(value) < 19 for value in values)
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

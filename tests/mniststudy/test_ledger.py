@@ -241,12 +241,25 @@ BROKEN = {
     "a directory": (None, "cannot be read as a table .Is a directory.; move it away"),
     "an empty file": (b"", "has other columns than it should"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "cannot be read as a table .*utf-8"),
-    "another table": (b"a,b\n1,2\n", r"has other columns than it should .a, b"),
+    "another table": (b"a,b\n1,2\n", r"has other columns than it should .'a, b"),
     "a short row": (WHOLE + b"12345678,1,10\n", r"line 3 of .* is not a whole row; restore"),
     "a long row": (WHOLE + b"12345678,1,10,3,4\n", r"line 3 of .* is not a whole row"),
     "no seed": (WHOLE + b"12345678,1.0,10,\n", r"line 3 of .* is not a whole row"),
     "an open quote": (WHOLE + b'12345678,1,10,"3\n', "cannot be read as a table"),
 }
+
+
+def test_a_byte_order_mark_before_a_table_is_no_part_of_it(run, tmp_path):
+    record(run, TEST, tmp_path)
+    collect(tmp_path)
+    before = tables(tmp_path)
+    for path in tmp_path.glob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_results(folder=tmp_path)["recipe"].tolist() == ["custom"]
+    record(other(run, 5), TEST, tmp_path)
+    collect(tmp_path)
+    for name, raw in tables(tmp_path).items():
+        assert raw.startswith(before[name])
 
 
 @pytest.mark.parametrize("what", BROKEN)
