@@ -130,7 +130,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _compare(found: Any, example: Any, name: str = "it") -> None:
     """Raise TypeError unless a value, with all that is in it, is of the same kind as an example."""
-    kinds = ((int, float), dict, type(example))
+    kinds: Any = ((int, float), dict, type(example))
     if not isinstance(found, next(kind for kind in kinds if isinstance(example, kind))):
         raise TypeError(f"{name} is {found!r:.40}")
     if isinstance(example, dict):
