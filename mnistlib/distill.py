@@ -1,5 +1,6 @@
 """Distillation: augmented images with the mean answer of teachers, which are asked only once."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from .paths import folder_from, runs_folder
 
 TEMPERATURE = 2.0  # of the teachers' answers and of the student's answer to them
 SOFT = 0.9  # weight of the teachers' answers in the loss; the label has the rest
+FIRST = [2.0, 0.9]  # these two, for pools that do not name them
+CHECKSUMS = "SHA256SUMS"  # for `sha256sum --check`, too
 CHUNK = 1000  # images that are augmented at a time
 
 
@@ -55,19 +58,25 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
     """Return the pool of a Config; its images are made anew, which takes seconds to minutes.
 
     Raises:
-        ConfigError: the pool is not there or incomplete, belongs to other digits, or its teachers
-            were trained on images that the Config validates on.
+        ConfigError: the pool is not there, incomplete, altered, of another loss or of other digits,
+            or its teachers were trained on images that the Config validates on.
     """
     folder, n = pool_folder(config.pool), len(digits.train_labels)
     try:
         about = json.loads((folder / "pool.json").read_bytes())
         views = range(about["views"])
-        answers = bytearray(b"".join((folder / f"{view}.f16").read_bytes() for view in views))
+        paths, noted = [folder / f"{view}.f16" for view in views], folder / CHECKSUMS
+        answers = bytearray(b"".join(path.read_bytes() for path in paths))
         targets = torch.frombuffer(answers, dtype=torch.float16).view(len(views), n, 10)
+        # older pools have none
+        if noted.is_file() and noted.read_text("utf-8") != "".join(map(checksum, paths)):
+            raise ValueError("its answers were altered")
+        if about.get("loss", FIRST) != [TEMPERATURE, SOFT]:
+            raise ValueError("it was built for another temperature or weight of the loss")
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         remedy = "the pool of the recipes is built by `mnist teach "
         remedy += "outputs/checkpoints/teacher/seeds/*.pth`"
-        fault = f"pool {config.pool} is not, or not wholly, in {folder}"
+        fault = f"pool {config.pool} is not, or not wholly, in {folder} ({error})"
         raise ConfigError(f"{fault}; {remedy}") from error
     if about["source"] != digits.source:
         raise ConfigError(f"pool {config.pool} was built on {about['source']}, not {digits.source}")
@@ -83,6 +92,11 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
 def pool_folder(name: str) -> Path:
     """Return the folder of a pool: in `MNISTLIB_POOLS`, else with the runs."""
     return (folder_from("MNISTLIB_POOLS") or runs_folder() / "pools") / name
+
+
+def checksum(path: Path) -> str:
+    """Return the line that a pool's checksums have for a file of answers."""
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
 
 
 def view_of(digits: Digits, amounts: dict[str, float], view: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from mnistlib import Config, ConfigError, Digits, load_checkpoint, load_model
-from mnistlib.distill import TEMPERATURE, pool_folder, view_of
+from mnistlib.distill import CHECKSUMS, FIRST, SOFT, TEMPERATURE, checksum, pool_folder, view_of
 from mnistlib.paths import write_atomically
 
 
@@ -19,8 +19,9 @@ def build_pool(
 ) -> str:
     """Ask the teachers about augmented views of all training images; return the pool's name.
 
-    The pool is a folder `pools/NAME` in `runs_folder()` with a file for each view. Views that are
-    there are not made again, so the same call continues one that was stopped.
+    The pool is a folder `pools/NAME` in `runs_folder()` with a file for each view, and at last
+    their checksums. Views that are there, and whole, are not made again, so the same call continues
+    one that was stopped.
 
     Args:
         teachers: checkpoints.
@@ -30,8 +31,8 @@ def build_pool(
         device: where to compute.
 
     Returns:
-        Eight hex digits of a SHA-256 over the teachers' weights, the data source, the augmentation
-        and the number of views.
+        Eight hex digits of a SHA-256 over the teachers' weights, the data source, the augmentation,
+        the number of views, and the constants of the loss if they are no longer the first ones.
 
     Raises:
         CheckpointError: a teacher is no intact checkpoint.
@@ -42,11 +43,13 @@ def build_pool(
     name = pool_name(contents, about)
     folder = pool_folder(name)
     write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
+    paths, noted = [folder / f"{view}.f16" for view in range(views)], folder / CHECKSUMS
+    known = noted.read_text("utf-8") if noted.is_file() else ""
     models = [load_model(path).to(device) for path in teachers]
     size = 250 if device.type == "cpu" else 5000  # images in one call
-    for view in tqdm(range(views), disable=None, desc=f"pool {name}"):
-        path = folder / f"{view}.f16"
-        if path.is_file() and path.stat().st_size == 20 * len(digits.train_labels):
+    for view, path in enumerate(tqdm(paths, disable=None, desc=f"pool {name}")):
+        whole = path.is_file() and path.stat().st_size == 20 * len(digits.train_labels)
+        if whole and (not known or checksum(path) in known):
             continue
         found = []
         with torch.inference_mode():
@@ -54,6 +57,7 @@ def build_pool(
                 answers = [(m(images.unsqueeze(1)) / TEMPERATURE).softmax(1) for m in models]
                 found.append(torch.stack(answers).mean(0).half().cpu())
         write_atomically(path, torch.cat(found).numpy().tobytes())
+    write_atomically(noted, "".join(map(checksum, paths)).encode())
     return name
 
 
@@ -82,4 +86,6 @@ def made_of(
         raise ConfigError(f"{fault}; a pool takes teachers of one split")
     names = [f"{content['config_hash']}-{content['config']['seed']}" for content in teachers]
     about = {"source": source, "views": views, "augmentation": config.augmentation}
+    if FIRST != [TEMPERATURE, SOFT]:
+        about["loss"] = [TEMPERATURE, SOFT]
     return about | {"split": splits.pop(), "teachers": names}

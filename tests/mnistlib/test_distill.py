@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from core_helpers import CPU, same, state_in, stop_after
 
 from mnistlib import Config, ConfigError, augment, train
-from mnistlib.distill import distillation_loss, load_pool, pool_folder
+from mnistlib.distill import checksum, distillation_loss, load_pool, pool_folder
 
+DISTILL = sys.modules["mnistlib.distill"]
 NAME, VIEWS = "0123abcd", 3
 AUGMENTED = Config(degrees=10, pixels=1, elastic=0.5)
 STUDENT = Config(
@@ -91,6 +93,21 @@ def test_a_student_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
 def test_a_pool_that_does_not_fit_is_refused_before_training(settings, source, said, tiny_digits):
     with pytest.raises(ConfigError, match=said):
         train(replace(STUDENT, **settings), replace(tiny_digits, source=source), save=False)
+
+
+def test_a_pool_whose_answers_or_loss_have_changed_since_is_refused(tiny_digits, monkeypatch):
+    paths = [pool_folder(NAME) / f"{view}.f16" for view in range(VIEWS)]
+    noted = "".join(map(checksum, paths))
+    (pool_folder(NAME) / "SHA256SUMS").write_text(noted, encoding="utf-8")
+    load_pool(STUDENT, tiny_digits, CPU)
+    for name in ("TEMPERATURE", "SOFT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(DISTILL, name, 0.5)
+            with pytest.raises(ConfigError, match="for another temperature or weight"):
+                load_pool(STUDENT, tiny_digits, CPU)
+    paths[1].write_bytes(bytes(paths[1].stat().st_size))
+    with pytest.raises(ConfigError, match=r"its answers were altered.*mnist teach"):
+        train(STUDENT, tiny_digits, save=False)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 20)])

@@ -50,24 +50,31 @@ def test_a_pool_holds_the_mean_answers_of_the_teachers_and_what_it_was_made_of(m
     assert about["augmentation"] == AUGMENTED.augmentation
 
 
-def test_building_again_makes_what_is_missing_or_cut_short_and_nothing_else(made, tiny_digits):
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-20], lambda raw: bytes(len(raw))])
+def test_building_again_makes_what_is_missing_or_damaged_and_nothing_else(
+    made, tiny_digits, damage
+):
     name, teachers, _, _ = made
     whole, cut = (pool_folder(name) / f"{view}.f16" for view in range(2))
     before, stamp = cut.read_bytes(), whole.stat().st_mtime_ns
-    cut.write_bytes(before[:-20])
+    cut.write_bytes(damage(before))
     assert build_pool(teachers, tiny_digits, AUGMENTED, 2, CPU) == name
     assert cut.read_bytes() == before
     assert whole.stat().st_mtime_ns == stamp
 
 
-def test_the_name_follows_from_teachers_views_and_augmentation(made, tiny_digits):
+def test_the_name_follows_from_teachers_views_augmentation_and_the_loss(
+    made, tiny_digits, monkeypatch
+):
     name, teachers, _, _ = made
     others = [
         build_pool(teachers[:1], tiny_digits, AUGMENTED, 2, CPU),
         build_pool(teachers, tiny_digits, AUGMENTED, 1, CPU),
         build_pool(teachers, tiny_digits, Config(degrees=5), 2, CPU),
     ]
-    assert len({name, *others}) == 4
+    monkeypatch.setattr("mniststudy.runs.teachers.SOFT", 0.5)
+    others.append(build_pool(teachers, tiny_digits, AUGMENTED, 2, CPU))
+    assert len({name, *others}) == 5
 
 
 def test_teachers_of_other_digits_or_of_different_splits_are_refused(made, tiny_digits):
