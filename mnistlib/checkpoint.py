@@ -187,16 +187,30 @@ def checkpoints(folder: Path) -> list[tuple[int, Path, dict[str, Any]]]:
     return sorted(found, key=lambda f: f[0])
 
 
-def latest_checkpoint(path: str | Path) -> Path:
+def latest_checkpoint(path: str | Path, run: str = "") -> Path:
     """Return the intact checkpoint with the most steps in a run's folder; a file is returned as is.
 
+    Args:
+        path: folder or file.
+        run: config hash of the run that is meant, if the folder has checkpoints of several runs;
+            by default the one that is not finished.
+
     Raises:
-        CheckpointError: the folder has no intact checkpoint.
+        CheckpointError: the folder has no intact checkpoint, or it is not clear which run is meant.
     """
-    found = checkpoints(Path(path)) if Path(path).is_dir() else [(0, Path(path), {})]
-    if not found:
+    if not Path(path).is_dir():
+        return Path(path)
+    runs = {content["config_hash"]: (p, content) for _, p, content in checkpoints(Path(path))}
+    if run in runs:
+        return runs[run][0]
+    left = [p for p, c in runs.values() if len(c["history"]) < Config(**c["config"]).epochs]
+    left = left or [p for p, _ in runs.values()]
+    if not left:
         raise CheckpointError(f"{path} has no checkpoint to resume from; start the run again")
-    return found[-1][1]
+    if len(left) > 1:
+        names = ", ".join(p.name for p in left)
+        raise CheckpointError(f"{path} has checkpoints of several runs; name one of them: {names}")
+    return left[0]
 
 
 def restore(state: TrainingState, path: Path, config: Config, source: str) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 ABANDONED = 600  # seconds after which a temporary file cannot belong to a running write
 
@@ -44,12 +44,10 @@ def only_here(folder: Path, name: str, error: type[Exception], wait: bool = True
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / name, blocking=wait):
             yield
-    except Timeout:
-        busy = f"another process is at work in {folder}"
-        raise error(f"{busy}; wait until it has ended, or name another folder") from None
-    except OSError as fault:
-        why = f"{folder} cannot be used ({fault.strerror})"
-        raise error(f"{why}; free space there or name another one") from None
+    except OSError as fault:  # a Timeout, too
+        why = fault.strerror or "another process is at work in it"
+        remedy = "wait or free space there, or name another folder"
+        raise error(f"{folder} cannot be used now ({why}); {remedy}") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

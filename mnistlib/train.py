@@ -4,6 +4,7 @@ import copy
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,10 @@ from .checkpoint import (
 from .config import Config, configure
 from .data import Digits
 from .distill import distillation_loss, load_pool
-from .errors import TrainingError
+from .errors import CheckpointError, TrainingError
 from .evaluate import Evaluation, evaluate
 from .optim import learning_rate, learning_rates
-from .paths import runs_folder
+from .paths import only_here, runs_folder
 from .runtime import pick_device, run_context, stop_on_signal, versions
 from .slices import Slices, side_by_side
 from .state import TrainingState, history_row
@@ -140,9 +141,10 @@ def train(
     # threads only pay on a CPU
     threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     about = versions() | {"device": device.type, "threads": str(threads)}
-    with run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
+    held = only_here(folder, ".training", CheckpointError, wait=False) if save else nullcontext()
+    with held, run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
         state = TrainingState(config, len(train_ids), device)
-        path = latest_checkpoint(resume) if resume else None
+        path = latest_checkpoint(resume, config.hash(digits.source)) if resume else None
         if path:
             restore(state, path, config, digits.source)
         progress, network = state.progress, state.average.model

@@ -4,18 +4,15 @@ import csv
 import io
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from mnistlib import Budget, Config, Evaluation, MnistlibError, Run
-from mnistlib.paths import outputs_folder, runs_folder, write_atomically
+from mnistlib.paths import only_here, outputs_folder, runs_folder, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +53,10 @@ Rows = list[dict[str, Any]]
 
 class LedgerError(MnistlibError):
     """A table or record of the ledger is missing, damaged or cannot be written."""
+
+
+# what is read within stays so until it is written
+_writing = partial(only_here, name=".lock", error=LedgerError)
 
 
 def record(
@@ -139,15 +140,25 @@ def collect(folder: Path | None = None) -> None:
                 _write_table(path, TABLES[name], rows)
 
 
-def check_ledger(folder: Path | None = None) -> None:
+def check_ledger(folder: Path | None = None, configs: Iterable[Config] = ()) -> None:
     """Check, before anything is trained, that a ledger can be read and written.
 
+    A config hash has the name of a network, not what the name stands for. So the networks of
+    `configs` must be as large as in the rows that the ledger has of them.
+
     Raises:
-        LedgerError: a table or a record is damaged, or the folder cannot be written to.
+        LedgerError: a table or a record is damaged, the folder cannot be written to, or a name
+            stood for another network.
     """
     folder = folder or runs_folder()
     with _writing(folder):
-        _with_records(folder)
+        rows = _with_records(folder)["runs"]
+    size = "{parameters} parameters and {multiply_accumulates} multiply-accumulates"
+    for name in {config.model for config in configs}:
+        now = size.format_map(vars(Budget(name)))
+        for was in {size.format_map(row) for row in rows if row["model"] == name} - {now}:
+            fault = f"in the ledger in {folder}, {name!r} is a network of {was}; it now has {now}"
+            raise LedgerError(f"{fault}: give it another name, or name another ledger")
 
 
 def finished(folder: Path | None = None, test: bool = False) -> set[tuple[str, int]]:
@@ -272,10 +283,11 @@ def commit() -> str:
 
     It is cached, and read before training starts, because files may change during a run.
     """
-    ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    here = Path(__file__).parent
+    root = Path(__file__).resolve().parents[2]
+    # an environment or an unpacked archive may lie in the clone of something else
+    ask = ["git", f"--git-dir={root / '.git'}", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        return subprocess.run(ask, cwd=here, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(ask, cwd=root, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
 
@@ -366,19 +378,3 @@ def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _write_table(path: Path, columns: Sequence[str], rows: Rows) -> None:
     write_atomically(path, _text(columns, rows).encode())
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Hold the lock of a ledger's folder: what is read here stays so until it is written.
-
-    Raises:
-        LedgerError: the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield
-    except OSError as error:
-        fault = f"{folder} cannot be the folder of a ledger ({error.strerror})"
-        raise LedgerError(f"{fault}; free space there or name another one") from None

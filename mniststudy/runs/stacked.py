@@ -16,9 +16,9 @@ from mnistlib import Config, Digits, Evaluation, Run, evaluate, load_mnist
 from mnistlib.augment import augment
 from mnistlib.checkpoint import checkpoint_content, save_checkpoint
 from mnistlib.distill import distillation_loss, load_pool
-from mnistlib.errors import ConfigError, TrainingError
+from mnistlib.errors import CheckpointError, ConfigError, TrainingError
 from mnistlib.optim import learning_rates, make_optimizer
-from mnistlib.paths import runs_folder
+from mnistlib.paths import only_here, runs_folder
 from mnistlib.runtime import pick_device, run_context, versions
 from mnistlib.slices import side_by_side
 from mnistlib.state import TrainingState, WeightAverage, history_row
@@ -121,13 +121,13 @@ def sweep_stacked(
             be resumed.
 
     Raises:
-        CheckpointError: a checkpoint cannot be saved.
+        CheckpointError: a checkpoint cannot be saved, or another process trains the same stack.
         ConfigError: a Config cannot be stacked, or the device is not available.
         DatasetError: the digits are missing or damaged.
         LedgerError: the ledger is damaged or cannot be written to.
     """
     folder = ledger or runs_folder()
-    check_ledger(folder)
+    check_ledger(folder, configs)
     commit()  # cached now, because files may change before the runs end
     digits = load_mnist(data)
     left = runs_left(configs, folder, digits, test)
@@ -139,12 +139,14 @@ def sweep_stacked(
     failed = 0
     for own in stacks.values():
         try:
-            for run in train_stacked(own, digits):
-                seen = evaluate(run.model, *digits.test) if test and digits.test else None
-                if keep:  # first, because a run in the ledger is not trained again
-                    save_weights(run, seen, keep)
-                record(run, seen, folder)
-                print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
+            place = folder / own[0].run_name(digits.source)
+            with only_here(place, ".training", CheckpointError, wait=False):
+                for run in train_stacked(own, digits):
+                    seen = evaluate(run.model, *digits.test) if test and digits.test else None
+                    if keep:  # first, because a run in the ledger is not trained again
+                        save_weights(run, seen, keep)
+                    record(run, seen, folder)
+                    print(f"{run.config.recipe} seed {run.config.seed}: {run}", flush=True)
         except TrainingError as error:
             failed += len(own)
             print(f"FAILED: {own[0].recipe}, {len(own)} seeds: {error}", file=sys.stderr)

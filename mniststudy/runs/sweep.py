@@ -16,7 +16,7 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from mnistlib import Config, Digits, MnistlibError, evaluate, load_mnist, train
+from mnistlib import CheckpointError, Config, Digits, MnistlibError, evaluate, load_mnist, train
 from mnistlib.checkpoint import checkpoints
 from mnistlib.paths import only_here, runs_folder
 from mnistlib.runtime import stop_on_signal
@@ -64,7 +64,7 @@ def sweep(
         LedgerError: the ledger is damaged or cannot be written to.
     """
     folder = (ledger or runs_folder()).absolute()
-    check_ledger(folder)
+    check_ledger(folder, configs)
     digits = _digits(data)
     one_each = [replace(config, threads=config.threads or 1) for config in configs]
     left = runs_left(one_each, folder, digits, test)
@@ -141,15 +141,18 @@ def _train_one(
     the id of the sweep's process.
     """
     try:
-        with ONE_AT_A_TIME:
+        own = starts.parent
+        with only_here(own.parent, ".training", CheckpointError), ONE_AT_A_TIME:
             commit()  # cached now, because files may change before the run ends
-            own = starts.parent
+            digits = _digits(data)
+            known = finished(folder, test and bool(digits.test))
+            if (config.hash(digits.source), config.seed) in known:
+                return config, "another process has trained it", False
             own.mkdir(parents=True, exist_ok=True)
             with starts.open("a") as file:
                 file.write(f"{os.getpid()}\n")
             if len(starts.read_text().splitlines()) > MAX_ATTEMPTS:
                 return config, f"its worker was killed {MAX_ATTEMPTS} times", True
-            digits = _digits(data)
             resume = max(checkpoints(own), default=(0, None))[1]
             every = 0 if curves else None
             with stop_on_signal(signal.SIGTERM):  # the run says so

@@ -254,7 +254,7 @@ def test_an_unfinished_run_has_two_checkpoints_and_a_finished_one_its_last(
     assert steps(died) == [4, 8]
     run = train(config, tiny_digits, died, folder=died, verbose=False)
     assert steps(died) == [12]
-    assert list(died.iterdir()) == [run.checkpoint]
+    assert list(died.glob("[!.]*")) == [run.checkpoint]
     assert same(weights(run), whole)
 
 
@@ -286,10 +286,10 @@ def test_of_a_run_the_checkpoints_with_the_most_steps_are_kept_whatever_their_na
         content["training"]["progress"]["step"] = step
         paths[step] = save_checkpoint(content, folder)
     os.utime(paths[100], (0, 0))
+    assert latest_checkpoint(folder) == paths[100]
     stranger = save_checkpoint(content | {"config_hash": "00000000"}, folder)
     note = folder / "notes.pth"
     note.write_text("not a checkpoint")
-    assert latest_checkpoint(folder) == paths[100]
     for _ in range(2):
         prune_checkpoints(paths[100], finished=False)
         assert set(folder.iterdir()) == {paths[30], paths[100], stranger, note}
@@ -297,6 +297,17 @@ def test_of_a_run_the_checkpoints_with_the_most_steps_are_kept_whatever_their_na
     assert set(folder.iterdir()) == {paths[30], paths[100], stranger, note}
     prune_checkpoints(paths[30], finished=True)
     assert set(folder.iterdir()) == {paths[30], stranger, note}
+
+
+def test_of_a_folder_with_several_runs_the_one_meant_is_taken_or_it_is_asked_for(content, folder):
+    finished = save_checkpoint(content | {"config_hash": "11111111"}, folder)
+    content["training"]["progress"]["step"] = 2
+    cut = save_checkpoint(content | {"config_hash": "22222222", "history": []}, folder)
+    assert latest_checkpoint(folder) == cut  # which has fewer steps
+    assert latest_checkpoint(folder, "11111111") == finished
+    other = save_checkpoint(content | {"config_hash": "33333333", "history": []}, folder)
+    with pytest.raises(CheckpointError, match=rf"several runs.*: {cut.name}, {other.name}$"):
+        latest_checkpoint(folder)
 
 
 # Only a run's own checkpoint is resumed

@@ -8,6 +8,7 @@ import re
 import socketserver
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -195,6 +196,16 @@ def test_what_is_not_cached_whole_is_downloaded_once_from_the_first_server_that_
     (cache / "train-labels-idx1-ubyte").write_bytes(b"\0" * 68)
     assert load_mnist("mnist").source == "mnist"
     assert asked == [*raws, "train-labels-idx1-ubyte"]
+
+
+def test_two_that_begin_with_an_empty_cache_both_get_the_digits(asked, raws, cache):
+    """Each replaces a file by a whole one, as processes would; nothing is left but the files."""
+    with ThreadPoolExecutor(2) as threads:
+        sources = [digits.source for digits in threads.map(load_mnist, ["auto", "auto"])]
+    assert sources == ["mnist", "mnist"]
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == {
+        name: raws[name] for name in FILES
+    }
 
 
 def test_last_comes_the_sample_with_a_warning_that_names_reason_and_fix(sample, monkeypatch):

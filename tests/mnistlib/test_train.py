@@ -25,6 +25,7 @@ from torch.optim.swa_utils import update_bn
 
 from mnistlib import (
     RECIPES,
+    CheckpointError,
     Config,
     ConfigError,
     TrainingError,
@@ -37,6 +38,7 @@ from mnistlib import (
     train,
 )
 from mnistlib.checkpoint import checkpoints, save_checkpoint
+from mnistlib.paths import only_here
 from mnistlib.runtime import stop_on_signal
 
 KEYS = ["epoch", "train_loss", "val_loss", "train_acc", "val_acc", "lr", "seconds"]
@@ -363,7 +365,15 @@ def test_ctrl_c_while_saving_waits_for_the_save_and_stops_after_it(quick, monkey
     monkeypatch.setattr(LOOP, "save_checkpoint", interrupted)
     run = quick(QUICK, folder=tmp_path)
     assert (run.interrupted, len(run.history), len(run.curve["loss"])) == (True, 1, 4)
-    assert list(tmp_path.iterdir()) == [run.checkpoint]
+    assert list(tmp_path.glob("[!.]*")) == [run.checkpoint]
+
+
+def test_while_another_process_trains_in_a_folder_no_other_run_is_saved_there(quick, tmp_path):
+    with only_here(tmp_path, ".training", CheckpointError):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path} .*another process.*another folder"):
+            quick(QUICK, folder=tmp_path)
+        assert quick(QUICK, folder=tmp_path, save=False).checkpoint is None
+    assert quick(QUICK, folder=tmp_path).checkpoint.is_file()
 
 
 def test_resuming_a_finished_run_returns_it(whole, tiny_digits, capsys):

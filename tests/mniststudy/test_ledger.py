@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +15,7 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 
-from mnistlib import RECIPES, Config, ConfigError, Evaluation, Run, build
+from mnistlib import MODELS, RECIPES, Config, ConfigError, Evaluation, Run, build
 from mnistlib.runtime import versions
 from mniststudy.runs import ledger, report
 from mniststudy.runs.ledger import (
@@ -26,6 +27,7 @@ from mniststudy.runs.ledger import (
     append_rows,
     check_ledger,
     collect,
+    commit,
     finished,
     read_results,
     record,
@@ -34,6 +36,7 @@ from mniststudy.runs.ledger import (
     without_host_columns,
 )
 from mniststudy.runs.report import BEGIN, END, summary_sentence, write_report
+from mniststudy.runs.sweep import sweep
 
 COMMITTED = Path(__file__).parent.parent.parent / "outputs" / "results"
 ROW = {"train_loss": 0.123456789, "val_loss": 0.2, "train_acc": 95.0, "lr": 1e-3, "seconds": 1.5}
@@ -296,8 +299,29 @@ def test_a_folder_that_cannot_be_one_is_refused_in_a_sentence(tmp_path, run):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "ledger", Path("/proc/mnistlib")):
         for use in (check_ledger, lambda folder: record(run, folder=folder)):
-            with pytest.raises(LedgerError, match=r"cannot be the folder of a ledger \(.*another"):
+            with pytest.raises(LedgerError, match=r"cannot be used now \(.*another folder"):
                 use(folder)
+
+
+def test_a_name_that_stood_for_another_network_is_refused(run, tmp_path, monkeypatch):
+    small = replace(run.config, model="net-697", seed=1)
+    record(made_up(small), folder=tmp_path)
+    check_ledger(tmp_path, [run.config, small])
+    monkeypatch.setitem(MODELS, "net-697", "c8k5s2p full")
+    check_ledger(tmp_path, [run.config])
+    for use in (check_ledger, lambda folder, runs: sweep(runs, folder)):
+        with pytest.raises(LedgerError, match=r"'net-697' .* of 693 .* it now has 4136 "):
+            use(tmp_path, [replace(small, seed=2)])
+
+
+def test_the_commit_is_never_that_of_a_foreign_clone_around_it(tmp_path, monkeypatch):
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "x")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    for root, known in ((tmp_path, True), (tmp_path / "env", False)):
+        (root / "mniststudy" / "runs").mkdir(parents=True)
+        monkeypatch.setattr(ledger, "__file__", str(root / "mniststudy" / "runs" / "ledger.py"))
+        assert bool(commit.__wrapped__()) == known
 
 
 # The committed ledger
@@ -306,7 +330,7 @@ def test_a_folder_that_cannot_be_one_is_refused_in_a_sentence(tmp_path, run):
 def test_the_committed_ledger_keeps_every_byte_and_a_new_run_is_a_line_at_its_end(tmp_path, run):
     copy = Path(shutil.copytree(COMMITTED, tmp_path / "copy"))
     before = tables(copy)
-    check_ledger(copy)
+    check_ledger(copy, RECIPES.values())  # whose networks are what they were
     collect(copy)
     for name in ("speed", "curves", "faults", "pools"):
         append_rows(copy / f"{name}.csv", tuple(rows_of(copy / f"{name}.csv")[0]), [])

@@ -16,6 +16,7 @@ from mnistlib import (
     load_model,
     train,
 )
+from mnistlib.paths import only_here
 from mniststudy.runs.ledger import read_results
 from mniststudy.runs.stacked import stack, sweep_stacked, train_stacked
 
@@ -103,6 +104,11 @@ def test_a_stacked_sweep_records_each_seed_once_and_goes_on(tiny_digits, at_hand
     assert read_results(folder=tmp_path)["test_accuracy"].notna().sum() == 2
     with pytest.raises(ConfigError, match="slices=1"):  # before anything is trained
         sweep_stacked([replace(short, seed=9), replace(short, slices=2)], tmp_path)
+    with (  # as the same command does, given twice at once
+        only_here(tmp_path / replace(short, seed=7).run_name("mnist"), ".training", OSError),
+        pytest.raises(CheckpointError, match="another process"),
+    ):
+        sweep_stacked([replace(short, seed=7)], tmp_path)
     wild = replace(short, max_lr=99.0, seed=6, ema_decay=0.0)
     assert sweep_stacked([*configs, wild, replace(short, seed=2)], tmp_path) == (1, 1)
     assert "FAILED: custom, 1 seeds: the weights of seed 6" in capsys.readouterr().err

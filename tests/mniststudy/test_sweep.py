@@ -18,7 +18,8 @@ import pytest
 from faults import note, short_and_long
 from joblib import parallel_config
 
-from mnistlib import Config, TrainingError, train
+from mnistlib import CheckpointError, Config, TrainingError, train
+from mnistlib.paths import only_here
 from mniststudy.runs.ledger import (
     LedgerError,
     finished,
@@ -80,7 +81,7 @@ def test_each_run_gets_a_row_as_it_gives_alone_and_is_not_run_again(
     assert rows[["threads", "n_test", "checkpoint_bytes"]].isna().to_numpy().sum() == 4
     run = train(replace(ONE, seed=1, threads=1), tiny_digits, save=False, verbose=False)
     assert rows.set_index("seed")["val_loss"][1] == round(run.history[-1]["val_loss"], 6)
-    left = {path.relative_to(tmp_path).parts for path in tmp_path.glob("*/**/*")}
+    left = {path.relative_to(tmp_path).parts for path in tmp_path.glob("*/**/[!.]*")}
     names = [replace(c, threads=1).run_name("mnist") for c in seeds(2)]
     assert left == {(name, "run.json") for name in names}  # and nothing of the training
     before, steps = (tmp_path / "runs.csv").read_text(), count_steps(monkeypatch)
@@ -140,6 +141,28 @@ def test_a_checkpoint_of_ones_own_run_is_not_touched(here, tmp_path, tiny_digits
     own = train(config, tiny_digits, folder=tmp_path / config.run_name("mnist"), verbose=False)
     assert here([config], tmp_path) == (1, 0)
     assert own.checkpoint.exists()
+
+
+def test_a_run_that_another_process_is_training_is_waited_for_and_not_trained_again(
+    here, tmp_path, tiny_digits, monkeypatch, capsys
+):
+    steps, run = count_steps(monkeypatch), train(ONE, tiny_digits, save=False, verbose=False)
+    held, left = threading.Event(), SWEEP.runs_left
+
+    def other() -> None:
+        with only_here(tmp_path / ONE.run_name("mnist"), ".training", CheckpointError):
+            held.set()
+            time.sleep(0.3)
+            record(run, None, tmp_path)
+
+    thread = threading.Thread(target=other)
+    monkeypatch.setattr(SWEEP, "runs_left", lambda *a: [left(*a), thread.start(), held.wait()][0])
+    assert here([ONE], tmp_path) == (1, 0)
+    thread.join()
+    assert len(steps) == 4
+    assert "custom seed 0: another process has trained it" in capsys.readouterr().out
+    assert len(read_results(folder=tmp_path)) == 1
+    assert not list(tmp_path.rglob("unfinished"))
 
 
 def test_what_is_no_ledger_is_refused_before_anything_is_loaded_or_trained(tmp_path, monkeypatch):
