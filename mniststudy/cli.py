@@ -71,21 +71,22 @@ def train(
         test: evaluate the final weights on the test set
         folder: folder of the checkpoints
     """
-    from .runs.ledger import check_ledger, collect, commit, record
+    from .runs.ledger import check_ledger, collect, commit, finished, record
     from .runs.memory import peak_memory_mb
 
-    config = Config(**vars(settings))
+    config, done = Config(**vars(settings)), False
     if resume:
         resume = latest_checkpoint(resume)
         content = mnistlib.load_checkpoint(resume)
         config = Config(**content["config"])
-        if len(content["history"]) == config.epochs:
-            print(f"{resume} belongs to a finished run: nothing is trained or recorded")
+        done = len(content["history"]) == config.epochs
+        if done and (content["config_hash"], config.seed) in finished(ledger, test):
+            print(f"{resume} belongs to a finished run that is in the ledger: nothing is done")
             return 0
     # everything that can be wrong is checked before digits are loaded
     pick_device(config.device)
     (folder or runs_folder()).mkdir(parents=True, exist_ok=True)
-    check_ledger(ledger)
+    check_ledger(ledger, [config])
     # the first optimizer makes torch import its compiler, which takes much of the memory
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
     optimizer_mb = peak_memory_mb()
@@ -96,9 +97,17 @@ def train(
     memory_mb = peak_memory_mb()
     print(run)
     if run.interrupted:
-        again = f"Continue with: mnist train --resume {run.checkpoint}"
-        print(again if run.checkpoint else "Interrupted before the first checkpoint: start again")
+        again = "Interrupted before the first checkpoint: start again"
+        if run.checkpoint:  # in full, so that it does the same from any folder
+            place = {"resume": run.checkpoint, "folder": folder or run.checkpoint.parent}
+            place |= {"ledger": ledger or runs_folder()}
+            words = [f"--{option}={path.absolute()}" for option, path in place.items()]
+            words += [f"--data={digits.folder.absolute() if digits.folder else digits.source}"]
+            again = "Continue with: " + shlex.join(["mnist", "train", *words, *["--test"] * test])
+        print(again)
         return 128 + run.signal
+    if done:  # earlier, perhaps by another torch
+        run.versions, memory_mb, optimizer_mb = content["versions"], None, None
     seen = mnistlib.evaluate(run.model, *digits.test) if test and digits.test else None
     if seen:
         print(f"test: {seen}")

@@ -1,8 +1,10 @@
 """The command line: commands do their job, and a mistake gets one sentence and costs nothing."""
 
 import json
+import math
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -14,9 +16,10 @@ import pytest
 import torch
 
 from mnistlib import RECIPES, Config, augment, evaluate, load_checkpoint, load_model, train
+from mnistlib.checkpoint import save_checkpoint
 from mniststudy.cli import main
 from mniststudy.notebooks import summarise
-from mniststudy.runs.ledger import COLUMNS
+from mniststudy.runs.ledger import COLUMNS, read_results
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = "--epochs 2 --epoch-images 100 --batch-size 25 --ema-decay 0.8 --device cpu --threads 1"
@@ -93,7 +96,7 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(desk, capsys):
         "evaluate broken.pth --data sample": "broken.pth",
         "predict text.png --checkpoint good.pth": "text.png",
         "predict text.png --checkpoint broken.pth": "broken.pth",
-        "export good.pth": "folder unset has no train-images",
+        "export good.pth": "unset has no train-images",
         "teach broken.pth --data sample": "broken.pth",
         "teach good.pth --views 0": "--views is 0",
         "notebooks no-such-notebook": "no-such-notebook",
@@ -103,7 +106,7 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(desk, capsys):
         assert "FROM:TO, as in 0:20, which is 0 to 19" in error_of(f"sweep --seeds={seeds}", capsys)
     after = files(desk)
     assert after | before == after
-    assert {path.name for path in after.keys() - before.keys()} <= {".lock"}
+    assert {path.name for path in after.keys() - before.keys()} <= {".lock", ".training"}
 
 
 def test_a_wrong_command_line_exits_with_2_and_names_the_fault(desk, capsys):
@@ -136,7 +139,7 @@ def test_a_ledger_that_is_none_is_one_sentence_before_anything_is_trained(
                 assert (named in said, "unset" in said) == (True, False)
     path.unlink()
     for command in ("train", "sweep", "teach good.pth"):  # else the above could pass for any reason
-        assert "folder unset has no" in error_of(f"{command} --ledger ledger", capsys)
+        assert "unset has no" in error_of(f"{command} --ledger ledger", capsys)
     monkeypatch.setenv("MNISTLIB_RUNS", "text.png")
     for command in ("train", "sweep"):
         assert "text.png" in error_of(command, capsys)
@@ -260,30 +263,39 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
 
         with monkeypatch.context() as m:
             m.setattr(LOOP, "augment", stopping)
-            assert run(f"train {QUICK}") == code
-        checkpoint = sorted(runs_folder.rglob("*.pth"))[-1]
-        said = capsys.readouterr().out.splitlines()[-1]
-        assert said == f"Continue with: mnist train --resume {checkpoint}"
-        assert not (runs_folder / "runs.csv").exists()
-        assert main(["train", "--resume", str(checkpoint.parent)]) == 0
-        (resumed,) = runs_folder.rglob("*.pth")
+            line = f"train {QUICK} --folder my_runs --ledger my_ledger --test --data mnist"
+            assert run(line) == code
+        *_, said = capsys.readouterr().out.splitlines()
+        assert not Path("my ledger/runs.csv").exists()
+        with monkeypatch.context() as m:  # as printed, from another folder
+            m.chdir("/")
+            m.delenv("MNISTLIB_RUNS")
+            assert main(shlex.split(said.removeprefix("Continue with: mnist "))) == 0
+        assert loads_tiny[-2:] == ["mnist", "mnist"]
+        (resumed,) = Path("my runs").glob("*.pth")
         weights = load_checkpoint(resumed)["model_state_dict"]
         assert all(torch.equal(weights[k], whole[k]) for k in whole)
-        assert len((runs_folder / "runs.csv").read_text().splitlines()) == 2
-        shutil.rmtree(runs_folder)
+        assert read_results(folder=Path("my ledger"))["n_test"].tolist() == [100]
+        assert not runs_folder.exists()
+        shutil.rmtree("my ledger")
+        shutil.rmtree("my runs")
 
 
-def test_resuming_a_finished_run_records_nothing_and_says_that_it_is_finished(desk, capsys):
+def test_a_finished_run_that_is_resumed_is_recorded_once(desk, capsys, trained, loads_tiny):
+    """It may have ended between its last checkpoint and its record; tested, it counts anew."""
     Path("folder").mkdir()
-    Path("folder/mnist_model_1.pth").write_bytes(Path("good.pth").read_bytes())
-    before = files(desk)
-    for given in ("good.pth", "folder"):
-        # neither digits nor a good ledger are needed: nothing is done
-        assert main(["train", "--resume", given, "--test", "--ledger", "text.png"]) == 0
+    content = load_checkpoint(trained.checkpoint)
+    content["versions"]["torch"] = "1.0"
+    save_checkpoint(content, Path("folder"))
+    for given, done in (("folder", "checkpoint: "), ("folder --test", "test: "), ("folder", "")):
+        assert run(f"train --resume {given} --ledger folder") == 0
         out, err = capsys.readouterr()
-        assert (out.count("\n"), err) == (1, "")
-        assert "belongs to a finished run: nothing is trained or recorded" in out
-    assert files(desk) == before
+        assert (done or "finished run that is in the ledger: nothing is done") in out
+        assert ("Epoch" in out, err) == (False, "")
+    assert len(loads_tiny) == 2
+    (row,) = read_results(folder=Path("folder")).to_dict("records")
+    assert (row["config_hash"], row["n_test"]) == (content["config_hash"], 100)
+    assert (row["torch"], math.isnan(row["memory_mb"])) == ("1.0", True)
 
 
 def test_ctrl_c_ends_with_130_and_names_no_checkpoint_where_there_is_none(
