@@ -17,6 +17,7 @@ import pytest
 
 from mnistlib import MODELS, RECIPES, Config, ConfigError, Evaluation, Run, build
 from mnistlib.runtime import versions
+from mniststudy.cli import main
 from mniststudy.runs import ledger, report
 from mniststudy.runs.ledger import (
     COLUMNS,
@@ -303,7 +304,7 @@ def test_a_folder_that_cannot_be_one_is_refused_in_a_sentence(tmp_path, run):
                 use(folder)
 
 
-def test_a_name_that_stood_for_another_network_is_refused(run, tmp_path, monkeypatch):
+def test_a_name_that_stood_for_another_network_is_refused(run, tmp_path, monkeypatch, capsys):
     small = replace(run.config, model="net-697", seed=1)
     record(made_up(small), folder=tmp_path)
     check_ledger(tmp_path, [run.config, small])
@@ -312,6 +313,8 @@ def test_a_name_that_stood_for_another_network_is_refused(run, tmp_path, monkeyp
     for use in (check_ledger, lambda folder, runs: sweep(runs, folder)):
         with pytest.raises(LedgerError, match=r"'net-697' .* of 693 .* it now has 4136 "):
             use(tmp_path, [replace(small, seed=2)])
+    assert main(["train", "--model", "net-697", "--ledger", str(tmp_path), "--data", "none"]) == 1
+    assert "it now has 4136 " in capsys.readouterr().err
 
 
 def test_the_commit_is_never_that_of_a_foreign_clone_around_it(tmp_path, monkeypatch):
