@@ -125,7 +125,8 @@ class Progress:
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = list(state["history"])
         self.evals = [[step, error] for step, error in state["evals"]]
-        self.loss[: self.step], self.correct[: self.step] = state["loss"], state["correct"]
+        self.loss.narrow(0, 0, self.step)[:] = state["loss"]  # raises if there are not as many
+        self.correct[: self.step] = state["correct"]
 
 
 def history_row(

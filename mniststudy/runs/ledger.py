@@ -349,17 +349,24 @@ def _read_record(path: Path) -> dict[str, Rows]:
         config_in(row["config"])
         found = {"runs": [row], "history": content["history"], "misread": []}
         if all(
-            type(row[c]) in ((str,) if c in TEXT else (int, float, type(None)))
-            for name in found for row in found[name] for c in TABLES[name]
+            _fits(column, row[column])
+            for name in found for row in found[name] for column in TABLES[name]
         ) and all(map(_are_whole, [row, *found["history"]])):  # fmt: skip
             if wrong is not None:
                 numbers = " ".join(f"{n:d}" for n in wrong)
                 found["misread"] = [row | {"n": row["n_test"], "wrong": numbers}]
-            _text(COLUMNS, [row]).encode()  # JSON may have halves of characters
             return found
     except (OSError, ValueError, LookupError, TypeError, RecursionError, LedgerError):
         pass
     raise LedgerError(f"{path} is not the record of a run; remove it and train the run again")
+
+
+def _fits(column: str, value: Any) -> bool:
+    """Whether a value of a record can be written into a column of a table and read again."""
+    if column in TEXT:
+        return isinstance(value, str) and value.isprintable()
+    whole = type(value) is int and abs(value) < 2**63
+    return whole or value is None or isinstance(value, float)
 
 
 def _are_whole(row: Mapping[str, Any]) -> bool:
