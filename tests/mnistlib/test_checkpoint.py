@@ -172,7 +172,8 @@ def test_a_small_file_that_would_take_much_memory_is_refused(content, tmp_path, 
 def test_a_training_state_that_does_not_fit_is_refused_in_a_sentence(trained, tiny_digits, content):
     path = trained.checkpoint.with_name("changed.pth")
     for part, key, value in (
-        ("progress", "step", 3), ("progress", "step", 300), ("progress", "evals", [1]), ("scheduler", "last_epoch", "4"),
+        ("progress", "step", 3), ("progress", "step", 300), ("progress", "evals", [1]),
+        ("scheduler", "last_epoch", "4"),
         ("random", "device", None), ("average", "weights", {}), ("optimizer", "param_groups", []),
     ):  # fmt: skip
         changed = {part: content["training"][part] | {key: value}}
