@@ -126,7 +126,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another run, or none can be saved,
-            as when another process is training in the folder.
+            as when another process is training the same run there.
         ConfigError: the device or the pool is not available, or a batch would have one image.
         DatasetError: the split needs the writers, which are unknown.
         TrainingError: the loss or a weight is no longer finite.
@@ -141,7 +141,8 @@ def train(
     # threads only pay on a CPU
     threads = (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     about = versions() | {"device": device.type, "threads": str(threads)}
-    held = only_here(folder, ".training", CheckpointError, wait=False) if save else nullcontext()
+    lock = f".training-{config.hash(digits.source)}"  # other runs may save in the same folder
+    held = only_here(folder, lock, CheckpointError, wait=False) if save else nullcontext()
     with held, run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
         state = TrainingState(config, len(train_ids), device)
         path = latest_checkpoint(resume, config.hash(digits.source)) if resume else None

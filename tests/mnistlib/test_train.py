@@ -368,11 +368,12 @@ def test_ctrl_c_while_saving_waits_for_the_save_and_stops_after_it(quick, monkey
     assert list(tmp_path.glob("[!.]*")) == [run.checkpoint]
 
 
-def test_while_another_process_trains_in_a_folder_no_other_run_is_saved_there(quick, tmp_path):
-    with only_here(tmp_path, ".training", CheckpointError):
+def test_while_another_process_trains_a_run_it_is_not_trained_in_the_same_folder(quick, tmp_path):
+    with only_here(tmp_path, f".training-{QUICK.hash('mnist')}", CheckpointError):
         with pytest.raises(CheckpointError, match=rf"{tmp_path} .*another process.*another folder"):
             quick(QUICK, folder=tmp_path)
         assert quick(QUICK, folder=tmp_path, save=False).checkpoint is None
+        assert quick(replace(QUICK, seed=8), folder=tmp_path).checkpoint.is_file()
     assert quick(QUICK, folder=tmp_path).checkpoint.is_file()
 
 
