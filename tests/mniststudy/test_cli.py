@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,6 +18,8 @@ import torch
 
 from mnistlib import RECIPES, Config, augment, evaluate, load_checkpoint, load_model, train
 from mnistlib.checkpoint import save_checkpoint
+from mnistlib.paths import outputs_folder
+from mniststudy import cli
 from mniststudy.cli import main
 from mniststudy.notebooks import summarise
 from mniststudy.runs.ledger import COLUMNS, read_results
@@ -328,6 +331,23 @@ def test_help_shows_every_setting_as_the_recipe_has_it(capsys, monkeypatch):
         shown = {k.replace("-", "_"): v for k, v in re.findall(option, " ".join(said.split()))}
         settings = {k: str(v) for k, v in vars(RECIPES["best"]).items() if k != left_out}
         assert shown == settings
+
+
+def test_every_command_that_is_written_in_a_document_is_read_from_any_folder(desk, monkeypatch):
+    """What a command does is replaced; reading its line and its settings is not."""
+    for name in COMMANDS:
+        monkeypatch.setattr(cli, name, wraps(getattr(cli, name))(lambda *_, **__: 0))
+    root = outputs_folder().parent
+    texts = [root / "README.md", root / "CONTRIBUTING.md", root / "outputs" / "README.md"]
+    texts += [*root.glob("docs/*.md"), *root.glob("notebooks/*.ipynb")]
+    whole = "".join(path.read_text(encoding="utf-8") for path in texts).replace('\\"', '"')
+    found = {*re.findall(r"(?:`|^)mnist (\w[^`\n]*)", whole, re.MULTILINE)}
+    named = {"teach", "predict", "train --resume"}  # written without what they need
+    assert len(found) > 20
+    for line in sorted(found - named):
+        words = shlex.split(re.sub(r"\bNAME\b", "best", line))
+        assert main(words) == 0, line
+    assert {line.split()[0] for line in found} == {*COMMANDS}
 
 
 def test_it_works_without_docstrings_as_under_python_OO(capsys, monkeypatch):
