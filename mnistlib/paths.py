@@ -44,6 +44,8 @@ def only_here(folder: Path, name: str, error: type[Exception], wait: bool = True
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / name, blocking=wait):
             yield
+    except BrokenPipeError:  # who reads what is printed has ended; the folder has no fault
+        raise
     except OSError as fault:  # a Timeout, too
         why = fault.strerror or "another process is at work in it"
         remedy = "wait or free space there, or name another folder"

@@ -5,8 +5,11 @@ import stat
 import time
 from pathlib import Path
 
+import pytest
+
 import mnistlib.paths
-from mnistlib.paths import ABANDONED, outputs_folder, runs_folder, write_atomically
+from mnistlib import ConfigError
+from mnistlib.paths import ABANDONED, only_here, outputs_folder, runs_folder, write_atomically
 
 
 def test_outputs_lie_in_the_checkout_or_the_working_folder_and_runs_where_it_is_said(
@@ -55,3 +58,11 @@ def test_what_killed_writes_left_behind_is_removed_and_a_write_at_work_is_not(tm
         os.utime(tmp_path / name, (time.time() - ABANDONED - age,) * 2)
     write_atomically(tmp_path / "file", b"content")
     assert {p.name for p in tmp_path.iterdir()} == {".writing-new", "old", "file"}
+
+
+def test_a_reader_that_has_ended_is_no_fault_of_the_folder(tmp_path):
+    """As `head` does behind a command that prints while it holds a folder."""
+    with pytest.raises(BrokenPipeError), only_here(tmp_path, ".lock", ConfigError):
+        raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(ConfigError, match="No space left"), only_here(tmp_path, "l", ConfigError):
+        raise OSError(28, "No space left on device")
