@@ -272,7 +272,9 @@ def group_is_gone(number) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.stress)]
+)
 def test_a_sweep_that_is_stopped_or_killed_takes_its_workers_with_it(tmp_path, number):
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
