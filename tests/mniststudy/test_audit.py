@@ -62,7 +62,13 @@ def test_a_row_changed_in_its_last_digit_is_not_equal_and_a_false_accuracy_exits
     falsify(ledger, val_loss=row["val_loss"] + 1e-6)
     assert audit.audit(ledger)  # no farther off than another seed
     assert "not the same bits, but accuracies lie within" in capsys.readouterr().out
-    falsify(ledger, test_accuracy=1.0)
+    falsify(ledger, test_accuracy=98.0, n_val=25)  # 98 of 100: seeds spread by a point
+    audit.audit(ledger)
+    assert "within 5.66 points" in capsys.readouterr().out
+    falsify(ledger, val_accuracy=98.0, n_val=400, n_test=None)
+    audit.audit(ledger)
+    assert "within 2.83 points" in capsys.readouterr().out
+    falsify(ledger, test_accuracy=1.0, n_test=100)
     assert main(["audit", "--ledger", str(ledger)]) == 1
     assert "DO NOT lie within" in capsys.readouterr().out
 

@@ -250,8 +250,16 @@ def test_every_runtime_is_timed_on_one_image_and_on_a_thousand(
     monkeypatch.setattr(clock, "load_mnist", lambda source: tiny_digits)
     file = (other[0] / "custom.onnx").read_bytes()
     monkeypatch.setattr(formats, "to_onnx", lambda *_: file)
+    asked, answers_of = [], formats.answers_of
+
+    def watched(file):
+        answer = answers_of(file)
+        return lambda images: asked.append(len(images)) or answer(images)
+
+    monkeypatch.setattr(formats, "answers_of", watched)
     with pytest.raises(StopIteration):
         clock.latency(repetitions=3, networks={"small": build("c8s2 r1 p full")})
+    assert asked[:6] == [1] * 3 + [1000] * 3  # once before the clock, and twice
     rows = read_results("latency", runs_folder)
     assert list(rows) == list(read_results("latency"))  # the columns of the committed table
     times = rows.groupby(["network", "runtime", "batch"])["repetition"].agg(list)

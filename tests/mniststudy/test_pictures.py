@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from mnistlib import DatasetError, load_mnist, load_model, released_checkpoint
+from mnistlib.evaluate import predict_logits
 from mniststudy.cli import main
 from mniststudy.use.pictures import (
     FORMATS,
@@ -194,6 +195,24 @@ def test_a_blank_picture_and_noise_have_no_marks_and_a_reason(tmp_path):
         assert found.reason
 
 
+def test_ink_must_stand_out_from_paper_and_noise_and_not_be_much_fainter_than_other_ink():
+    """Each number on the one side of a threshold is less than 30 % from that on the other."""
+
+    def bottoms(*inks, smear=0.0, noise=0.0):
+        """Draw a bar for each darkness, the first with a smear below it; return their ends."""
+        grey = 200 + noise * np.random.default_rng(0).standard_normal((400, 400))
+        for k, ink in enumerate(inks):
+            grey[120:240, 80 + 60 * k : 100 + 60 * k] -= ink
+        grey[240:300, 80:100] -= smear
+        marks = find_marks(np.repeat(grey[..., None], 3, 2).astype(np.float32)).marks
+        return [mark.box[3] // 10 for mark in marks]
+
+    assert (bottoms(5), bottoms(6.5)) == ([], [24])
+    assert (bottoms(10, noise=10), bottoms(14, noise=10)) == ([], [23])
+    assert (bottoms(100, 22), bottoms(100, 28)) == ([24], [24, 23])
+    assert (bottoms(100, smear=34), bottoms(100, smear=46)) == ([24], [29])
+
+
 def test_a_shape_with_many_holes_is_not_a_digit(answers):
     grid = Image.new("L", (300, 300), 255)
     for k in range(4):
@@ -212,7 +231,8 @@ def test_the_threshold_turns_an_answer_into_not_sure_and_the_temperature_cools_i
     assert repr(reading).startswith("not sure (6 at ")
     (cool,), (hot,) = (read_marks(model, found, Calibration(t)) for t in (0.5, 2.0))
     assert max(cool.probabilities) > max(hot.probabilities)
-    assert abs(sum(hot.probabilities) - 1) < 1e-6
+    logits = predict_logits(model, found[0].image)[0]
+    assert hot.probabilities == pytest.approx((logits / 2).softmax(0).tolist(), rel=1e-4)
 
 
 def test_what_is_no_picture_no_file_or_too_large_is_refused_by_name_with_a_remedy(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -139,11 +140,17 @@ def test_the_timers_time_a_warm_up_and_then_as_many_images_as_asked_for(tiny_dig
         seconds, _ = speed.time_our_loop(SMALL, tiny_digits, images)
         assert 0 < seconds < 10
         assert asked[-2:] == [(1, 1_000, "none"), measured]
-    steps = []
+    asked.clear()
+    together = SimpleNamespace(wait=lambda: asked.append("together"))
+    speed._train_beside(SMALL, tiny_digits, together)
+    assert asked == [(1, 1_000, "none"), "together", (1, 12_800, "none"), "together"]
+    steps, calls = [], []
     monkeypatch.setattr(TutorialLoop, "__iter__", lambda loop: map(steps.append, range(1000)))
     assert min(speed.time_tutorial_loop(SMALL, tiny_digits, images=250, changes=KEPT)) > 0
     assert len(steps) == speed.WARMUP_STEPS + 3
     assert speed.time_matmul()[0] > 0
+    monkeypatch.setattr(speed, "timeit", lambda _, number: calls.append(number) or 1.0)
+    assert (speed.time_matmul(), calls) == ((1.0, 0.0), [5, 20])
 
 
 def test_a_bench_goes_round_the_measures_and_says_what_was_timed(monkeypatch, tiny_digits):
