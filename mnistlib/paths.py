@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 ABANDONED = 600  # seconds after which a temporary file cannot belong to a running write
+SILENT = 3  # seconds that a lock is waited for before anything is said
 
 
 def outputs_folder() -> Path:
@@ -38,11 +40,19 @@ def only_here(folder: Path, name: str, error: type[Exception], wait: bool = True
         name: file of the lock, which stays.
         error: raised if the folder cannot be used, or another process holds the lock and is not
             waited for.
-        wait: until another process lets go.
+        wait: until another process lets go; if that takes long, it is said on standard error.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / name, blocking=wait):
+        lock = FileLock(folder / name, timeout=SILENT if wait else 0)
+        try:
+            held = lock.acquire()
+        except Timeout:
+            if not wait:
+                raise
+            print(f"waiting for another process that is at work in {folder}", file=sys.stderr)
+            held = lock.acquire(timeout=-1)
+        with held:
             yield
     except BrokenPipeError:  # who reads what is printed has ended; the folder has no fault
         raise

@@ -42,6 +42,14 @@ TEXT = frozenset((
 ))  # fmt: skip
 # whole numbers, which no row lacks
 WHOLE = frozenset(("seed", "epoch", "epochs", "n_val", "threads"))
+# what the report reads in tables that are not collected from records
+READ = {
+    "claims": "parameters accuracy how source",
+    "published": "epoch val_loss val_acc",
+    "speed": "go kind name repetition threads images seconds whole_images evaluations "
+    "evaluation_seconds",
+    "latency": "go network runtime batch repetition calls seconds parameters",
+}
 # columns that may differ between the same run in another process or on another machine
 HOST_COLUMNS = (
     "seconds", "memory_mb", "optimizer_mb", "checkpoint_bytes", "platform", "python", "commit",
@@ -86,29 +94,19 @@ def record(
         raise ValueError("an interrupted run has no row in the ledger; resume it first")
     key = {"config_hash": run.config.hash(run.source), "seed": run.config.seed}
     settings, last = asdict(run.config), run.history[-1]
-    measured = {
-        "recipe": run.config.recipe,
-        "source": run.source,
-        "parameters": run.parameters,
-        "multiply_accumulates": Budget(run.model).multiply_accumulates,
-        "n_val": run.n_val,
-        "val_accuracy": round(last["val_acc"], 4),
-        "val_loss": round(last["val_loss"], 6),
-        "train_accuracy": round(last["train_acc"], 4),
-        "train_loss": round(last["train_loss"], 6),
-        "n_test": test.n if test else None,
-        "test_accuracy": round(test.accuracy, 4) if test else None,
-        "test_loss": round(test.loss, 6) if test else None,
-        "seconds": round(run.seconds, 1),
-        "memory_mb": memory_mb,
-        "optimizer_mb": optimizer_mb,
-        "checkpoint_bytes": run.checkpoint.stat().st_size if run.checkpoint else None,
-        "threads": int(run.versions["threads"]),
-        "commit": commit(),
+    row = settings | run.versions | key | {
+        "recipe": run.config.recipe, "source": run.source, "parameters": run.parameters,
+        "multiply_accumulates": Budget(run.model).multiply_accumulates, "n_val": run.n_val,
+        "val_accuracy": round(last["val_acc"], 4), "val_loss": round(last["val_loss"], 6),
+        "train_accuracy": round(last["train_acc"], 4), "train_loss": round(last["train_loss"], 6),
+        "n_test": test and test.n, "test_accuracy": test and round(test.accuracy, 4),
+        "test_loss": test and round(test.loss, 6), "seconds": round(run.seconds, 1),
+        "memory_mb": memory_mb, "optimizer_mb": optimizer_mb,
+        "checkpoint_bytes": run.checkpoint and run.checkpoint.stat().st_size,
+        "threads": int(run.versions["threads"]), "commit": commit(),
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config": json.dumps(settings),
-    }
-    row = settings | run.versions | key | measured
+    }  # fmt: skip
     content = {
         "row": {column: row[column] for column in COLUMNS},
         "history": [key | {k: round(v, 8) for k, v in epoch.items()} for epoch in run.history],
@@ -224,6 +222,8 @@ def read_results(name: str = "runs", folder: Path | None = None) -> "pd.DataFram
     rows = _with_records(folder, ("runs", name))[name] if known else _read_table(path)
     if not rows:
         raise LedgerError(f"{path} is not there or has no rows; name a folder that holds a ledger")
+    if lacks := {*READ.get(name, "").split()} - rows[0].keys():
+        raise LedgerError(f"{path} has no column {min(lacks)!r}; restore the file")
     table = io.StringIO(_text(TABLES.get(name, tuple(rows[0])), rows))
     text = dict.fromkeys(TEXT | {"wrong"} if name == "misread" else TEXT, str)
     found = pd.read_csv(table, dtype=text, keep_default_na=False, na_values=["", "nan"])
@@ -348,10 +348,8 @@ def _read_record(path: Path) -> dict[str, Rows]:
         row, wrong = content["row"], content["wrong"]
         config_in(row["config"])
         found = {"runs": [row], "history": content["history"], "misread": []}
-        if all(
-            _fits(column, row[column])
-            for name in found for row in found[name] for column in TABLES[name]
-        ) and all(map(_are_whole, [row, *found["history"]])):  # fmt: skip
+        cells = [(c, r[c]) for name, rows in found.items() for r in rows for c in TABLES[name]]
+        if all(_fits(*cell) for cell in cells) and all(map(_are_whole, [row, *found["history"]])):
             if wrong is not None:
                 numbers = " ".join(f"{n:d}" for n in wrong)
                 found["misread"] = [row | {"n": row["n_test"], "wrong": numbers}]

@@ -39,13 +39,13 @@ def build_pool(
         ConfigError: the teachers have other digits, or held out different images.
     """
     contents = [load_checkpoint(path) for path in teachers]
+    models = [load_model(path).to(device) for path in teachers]
     about = made_of(contents, digits.source, config, views)
     name = pool_name(contents, about)
     folder = pool_folder(name)
     write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
     paths, noted = [folder / f"{view}.f16" for view in range(views)], folder / CHECKSUMS
     known = noted.read_text("utf-8") if noted.is_file() else ""
-    models = [load_model(path).to(device) for path in teachers]
     size = 250 if device.type == "cpu" else 5000  # images in one call
     for view, path in enumerate(tqdm(paths, disable=None, desc=f"pool {name}")):
         whole = path.is_file() and path.stat().st_size == 20 * len(digits.train_labels)
