@@ -218,6 +218,8 @@ RECIPES: dict[str, Config] = {
     "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
     "best-1000": Config(model="net-1000", epochs=45, **_SMALL),
     "best-697": Config(model="net-697", epochs=70, **_SMALL),
+    # Smallest file: rounded weights (`mnist export --tiny`)
+    "ternary": Config(model="ternary", epochs=70, **_SMALL | _MEDIUM | {"max_lr": 0.12}),
 }
 
 

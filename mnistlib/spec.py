@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError
@@ -14,8 +15,17 @@ from .errors import ConfigError
 # normalises its input itself, so that a checkpoint predicts from raw pixels.
 MEAN, STD = 0.1307, 0.3081
 TOLERANCE = 1e-3  # resampled pixels may be this far outside 0..1
-HEADS = ("full", "pooled", "shared", "depthwise", "separable")
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+HEADS = ("full", "pooled", "linear", "shared", "depthwise", "separable")
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky": partial(nn.LeakyReLU, 0.1),
+}
+
+# Step between the values of rounded weights, by their number, in mean absolute weights: near that
+# with the least squared error for normally distributed weights
+STEPS = {3: 1.4, 7: 0.73, 15: 0.42}
 
 MODELS = {
     "reference": "c8 r2 p d x16 r2 p d full",  # `ReferenceNet` is used instead, with the same bits
@@ -38,6 +48,10 @@ MODELS = {
     "net-3500": "c8 r1 p c12 r1 = p = shared",
     "net-6174": "c8 r2 p c14 r2 p = shared",
     "net-7918": "c8 r2 p c16 r2 p = shared",
+    # one separable convolution, used five times on maps from 14x14 to 4x4
+    "net-682": "beta c14p rs1v = = = = linear",
+    # `net-6174` with 5,876 of its weights rounded to three values
+    "ternary": "w7 c8 w3 r2 p c14 r2 p = w7 shared",
     # deeper than wide, without a head of half its parameters
     "net-20k": "c16 r2 p r2 r1 p r2 r1 shared",
 }
@@ -76,13 +90,16 @@ class SpecNet(nn.Sequential):
     `c16k5s2` is a convolution to 16 channels with kernel 5 and stride 2, BatchNorm and ReLU; `k3`
     and `s1` may be left out; with a final `p` it pools 2x2 before the BatchNorm;
     `r2` is a residual block of two 3x3 convolutions; `p` is 2x2 max-pooling;
+    `c16v` and `r1v` pad nothing, so maps shrink, and the input of the block is cropped to fit;
     `s16` and `rs2` are likewise with separable convolutions, a kernel for each channel and then a
     1x1 convolution;
     `=` is the layer of the last such word once more, with the same convolutions and a BatchNorm of
     its own; other words may lie between;
     `x16` is a 1x1 convolution to 16 channels without BatchNorm and ReLU;
     `d` is dropout; a spec without `d` has it before the head;
-    `gelu` or `silu` replaces the ReLU, and `bias` the BatchNorm, in all later words;
+    `gelu` or `silu` replaces the ReLU, `bias` the BatchNorm, and `beta` the BatchNorm by one that
+    shifts but does not scale, in all later words;
+    `w3`, `w7` or `w15` rounds the weights of later convolutions to so many values, `w0` none;
     the last word is one of `HEADS`.
 
     Args:
@@ -97,28 +114,35 @@ class SpecNet(nn.Sequential):
         *words, head = spec.split() or [""]
         layers: list[nn.Module] = []
         last: nn.Sequential | None = None  # what `=` repeats, if it keeps the shape
-        c, size = 1, 28
+        c, size, levels = 1, 28, 0
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d
         activation: Callable[[], nn.Module] = nn.ReLU
         for word in words if "d" in words else [*words, "d"]:
-            if m := re.fullmatch(r"([cs])([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(p?)", word):
+            before = len(layers)
+            if m := re.fullmatch(r"([cs])([1-9]\d{0,2})(?:k([357]))?(?:s([12]))?(v?)(p?)", word):
                 out, kernel, stride = int(m[2]), int(m[3] or 3), int(m[4] or 1)
                 # pooling before the BatchNorm leaves it less to normalise
-                pool = [nn.MaxPool2d(2)] if m[5] else []
-                conv = _convolution(c, out, kernel, stride, separable=m[1] == "s")
+                pool = [nn.MaxPool2d(2)] if m[6] else []
+                pad = 0 if m[5] else kernel // 2
+                conv = _convolution(c, out, kernel, stride, pad, separable=m[1] == "s")
                 layers.append(layer := nn.Sequential(*conv, *pool, norm(out), activation()))
                 last = layer if (c, stride, pool) == (out, 1, []) else None
-                c, size = out, -(-size // stride) // (2 if pool else 1)
-            elif m := re.fullmatch(r"r(s?)([1-4])", word):
+                c = out
+                size = ((size + 2 * pad - kernel) // stride + 1) // (2 if pool else 1)
+            elif m := re.fullmatch(r"r(s?)([1-4])(v?)", word):
                 block: list[nn.Module] = []
+                pad = 0 if m[3] else 1
                 for _ in range(int(m[2])):
-                    block += [*_convolution(c, c, separable=bool(m[1])), norm(c), activation()]
+                    conv = _convolution(c, c, pad=pad, separable=bool(m[1]))
+                    block += [*conv, norm(c), activation()]
                 layers.append(last := _Residual(*block))
+                size -= 2 * (1 - pad) * int(m[2])
             elif word == "=" and last and last[0].in_channels == c:
-                shared = {id(m): m for m in last.modules() if isinstance(m, nn.Conv2d)}
-                layers.append(copy.deepcopy(last, shared))
+                convs = [m for m in last.modules() if isinstance(m, nn.Conv2d)]
+                layers.append(copy.deepcopy(last, {id(m): m for m in convs}))
+                size -= sum(m.kernel_size[0] - 1 - 2 * m.padding[0] for m in convs)
             elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
-                layers.append(nn.Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
+                layers.append(_Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
             elif word == "p":
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
@@ -126,21 +150,58 @@ class SpecNet(nn.Sequential):
                 layers.append(nn.Dropout(dropout))
             elif word == "bias":
                 norm = _Bias
+            elif word == "beta":
+                norm = _Beta
             elif word in ACTIVATIONS:
                 activation = ACTIVATIONS[word]
+            elif m := re.fullmatch(r"w(0|3|7|15)", word):
+                levels = int(m[1])
             else:
                 fault = "is no layer; layers are like c16k5s2, r2, p, x16, d"
                 if word == "=":
                     fault = "repeats nothing: nothing before it keeps size and channels"
                 raise ConfigError(f"model is {spec!r}, but {word!r} {fault}")
-        if head not in HEADS or not size:
+            _round_weights(layers[before:], levels)
+        if head not in HEADS or size < 1:
             needed = f"it must end in a head ({', '.join(HEADS)}) on maps of 1x1 or more"
             raise ConfigError(f"model is {spec!r}, but {needed}; here: {head!r} on {size}x{size}")
-        super().__init__(*layers, make_head(head, c, size))
+        layers.append(make_head(head, c, size))
+        _round_weights(layers[-1:], levels)
+        super().__init__(*layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits `(N, 10)` of images `(N, 1, 28, 28)`."""
         return super().forward(normalise(pixels, self)).flatten(1)  # (N, 10, 1, 1) -> (N, 10)
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution, whose weights may be rounded to so many `levels`, such as -1, 0 and 1.
+
+    The step between the levels is a multiple of the mean absolute weight of an output channel. The
+    gradient passes as if nothing was rounded (Y. Bengio et al., arXiv 1308.3432).
+    """
+
+    levels = 0
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """Return the weights as whole numbers, and each output channel's step `(out, 1, 1, 1)`."""
+        weight = self.weight.detach()
+        step = STEPS[self.levels] * weight.abs().mean((1, 2, 3), keepdim=True)
+        most = self.levels // 2
+        return (weight / step).round().clamp(-most, most), step
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.levels:
+            whole, step = self.rounded()
+            weight = weight - weight.detach() + whole * step
+        return super()._conv_forward(x, weight, bias)
+
+
+def _round_weights(layers: list[nn.Module], levels: int) -> None:
+    for layer in layers:
+        for m in layer.modules():
+            if isinstance(m, _Conv2d):
+                m.levels = levels
 
 
 class _Residual(nn.Sequential):
@@ -151,7 +212,17 @@ class _Residual(nn.Sequential):
         y = x
         for step in steps:
             y = step(y)
+        if crop := (x.shape[-1] - y.shape[-1]) // 2:  # convolutions without padding
+            x = F.pad(x, [-crop] * 4)  # slices would lose channels_last in the backward pass
         return activation(y + x)
+
+
+class _Beta(nn.BatchNorm2d):
+    """BatchNorm that shifts but does not scale: the next layer's weights can do that."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight = None
 
 
 class _Bias(nn.Module):
@@ -166,32 +237,34 @@ class _Bias(nn.Module):
 
 
 def _convolution(
-    c: int, out: int, kernel: int = 3, stride: int = 1, separable: bool = False
+    c: int, out: int, kernel: int = 3, stride: int = 1, pad: int = 1, *, separable: bool = False
 ) -> tuple[nn.Module, ...]:
-    """Return the layers of a convolution that keeps the size of the maps, but for the stride."""
+    """Return the layers of a convolution; maps keep their size with a `pad` of half the kernel."""
     if not separable:
-        return (nn.Conv2d(c, out, kernel, stride, padding=kernel // 2, bias=False),)
-    each = nn.Conv2d(c, c, kernel, stride, padding=kernel // 2, groups=c, bias=False)
-    return each, nn.Conv2d(c, out, kernel_size=1, bias=False)
+        return (_Conv2d(c, out, kernel, stride, pad, bias=False),)
+    each = _Conv2d(c, c, kernel, stride, pad, groups=c, bias=False)
+    return each, _Conv2d(c, out, kernel_size=1, bias=False)
 
 
 def make_head(kind: str, c: int, size: int) -> nn.Module:
     """Return a head, one of `HEADS`, that turns maps `(N, c, size, size)` into `(N, 10, 1, 1)`."""
-    classify = partial(nn.Conv2d, c, 10, kernel_size=1, bias=False)  # 160 parameters with c = 16
+    classify = partial(_Conv2d, c, 10, kernel_size=1, bias=False)  # 160 parameters with c = 16
     if kind == "full":
-        return nn.Conv2d(c, 10, kernel_size=size, bias=False)  # 10 * 16 * 7 * 7 = 7,840
+        return _Conv2d(c, 10, kernel_size=size, bias=False)  # 10 * 16 * 7 * 7 = 7,840
     if kind == "pooled":
         return nn.Sequential(nn.AvgPool2d(size), classify())
+    if kind == "linear":
+        return nn.Sequential(nn.AvgPool2d(size), classify(bias=True))
     if kind == "shared":
         return nn.Sequential(_SharedWindow(size), classify())  # 49 + 160 = 209
     if kind == "depthwise":  # one 7x7 kernel for each channel: 784 + 160 = 944
-        return nn.Sequential(nn.Conv2d(c, c, size, groups=c, bias=False), classify())
-    columns = nn.Conv2d(c, 10, kernel_size=(size, 1), bias=False)  # -> (N, 10, 1, 7)
-    rows = nn.Conv2d(10, 10, kernel_size=(1, size), bias=False)  # -> (N, 10, 1, 1)
+        return nn.Sequential(_Conv2d(c, c, size, groups=c, bias=False), classify())
+    columns = _Conv2d(c, 10, kernel_size=(size, 1), bias=False)  # -> (N, 10, 1, 7)
+    rows = _Conv2d(10, 10, kernel_size=(1, size), bias=False)  # -> (N, 10, 1, 1)
     return nn.Sequential(columns, rows)  # 1,120 + 700 = 1,820
 
 
-class _SharedWindow(nn.Conv2d):
+class _SharedWindow(_Conv2d):
     """One kernel that all channels share: `(N, C, size, size) -> (N, C, 1, 1)`."""
 
     def __init__(self, size: int) -> None:

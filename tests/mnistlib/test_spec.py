@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mnistlib import MODELS, build
@@ -27,6 +28,9 @@ TOTALS = {
     "net-3500": 9 * 8 + 9 * 64 + 9 * 8 * 12 + 9 * 144 + 2 * (2 * 8 + 4 * 12) + 49 + 120,
     "net-6174": 9 * 8 + 18 * 64 + 9 * 8 * 14 + 18 * 196 + 2 * (3 * 8 + 5 * 14) + 49 + 140,
     "net-7918": 9 * 8 + 18 * 64 + 9 * 8 * 16 + 18 * 256 + 2 * (3 * 8 + 5 * 16) + 49 + 160,
+    # first layer, one separable convolution, six BatchNorms without a factor, linear head
+    "net-682": 9 * 14 + (9 * 14 + 14 * 14) + 6 * 14 + 14 * 10 + 10,
+    "ternary": 6_137,
     "net-20k": 9 * 16 + 8 * 9 * 256 + 9 * 2 * 16 + 49 + 160,
 }
 
@@ -78,7 +82,8 @@ def test_every_named_network_gives_ten_logits_and_uses_all_its_parameters(name, 
     assert torch.equal(model(pixels), single)
     double = model.double()(pixels)
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-5)
-    assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d))
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [m for m in convs if m.bias is not None] == [c for c in convs[-1:] if name == "net-682"]
 
 
 # The language
@@ -118,6 +123,14 @@ def test_dropout_stands_where_it_is_written_and_else_before_the_head():
         assert dropouts == dict.fromkeys(wanted, 0.25)
 
 
+def test_beta_is_a_batchnorm_that_shifts_but_does_not_scale():
+    norm = SpecNet("beta c4p full")[0][2].train()
+    nn.init.constant_(norm.bias, 3.0)
+    x = torch.randn(9, 4, 5, 5)
+    assert [name for name, _ in norm.named_parameters()] == ["bias"]
+    torch.testing.assert_close(norm(x), nn.BatchNorm2d(4, affine=False)(x) + 3)
+
+
 def lowest(layer: nn.Module, channels: int) -> float:
     """Return the lowest output of a layer, by which ReLU, GELU and SiLU can be told apart."""
     x = torch.randn(50, channels, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -125,6 +138,7 @@ def lowest(layer: nn.Module, channels: int) -> float:
 
 
 def test_activation_and_norm_are_those_of_what_follows():
+    torch.manual_seed(0)
     model = SpecNet("c4p gelu c4 bias r2 silu c4p full")
     first, second, block, last = (m for m in model if not isinstance(m, nn.Dropout | nn.Conv2d))
     assert lowest(first, 1) == 0
@@ -154,13 +168,88 @@ def test_words_that_leave_a_map_are_a_network_and_others_are_refused():
                     SpecNet(spec)
 
 
+class Smallest(nn.Module):
+    """`net-682` by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 14, 3, padding=1, bias=False)
+        self.each = nn.Conv2d(14, 14, 3, groups=14, bias=False)
+        self.mix = nn.Conv2d(14, 14, 1, bias=False)
+        self.shifts = nn.Parameter(torch.zeros(6, 14))
+        self.head = nn.Linear(14, 10)
+
+    def forward(self, x):
+        def norm(x, k):
+            return F.batch_norm(x, None, None, None, self.shifts[k], training=True)
+
+        x = F.relu(norm(F.max_pool2d(self.first((x - 0.1307) / 0.3081), 2), 0))
+        for k in range(1, 6):
+            x = F.relu(norm(self.mix(self.each(x)), k) + x[..., 1:-1, 1:-1])
+        assert x.shape[2:] == (4, 4)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_convolution_used_five_times_without_padding_is_the_one_written_by_hand(pixels):
+    own, model = Smallest(), build("net-682", dropout=0.0).train()
+    first, block, *others, _, head = model
+    own.first, (own.each, own.mix), own.head.bias = first[0], block[:2], head[1].bias
+    own.head.weight.data = head[1].weight.data.flatten(1)
+    for k, layer in enumerate([first, block, *others]):
+        nn.init.normal_(layer[2].bias)
+        own.shifts.data[k] = layer[2].bias.data
+    torch.testing.assert_close(own(pixels / 255), model(pixels))
+
+
+def test_without_padding_maps_shrink_and_a_layer_can_be_used_until_nothing_is_left():
+    for spec, side in {"c4k5v r2v": 20, "c4p s4v = =": 8, "c4s2v r1v = p": 4}.items():
+        assert SpecNet(f"{spec} full")[-1].weight.shape[-2:] == (side, side)
+    with pytest.raises(ValueError, match="on maps of 1x1 or more; here: 'pooled' on 0x0"):
+        SpecNet("c4p r1v = = = = = = pooled")
+
+
+@pytest.mark.parametrize(("levels", "spread"), [(3, 1.4), (7, 0.73), (15, 0.42)])
+def test_rounded_weights_have_so_many_values_and_pass_the_gradient_on(levels, spread, pixels):
+    model = SpecNet(f"c8 w{levels} c8 = w0 c4p full")
+    exact, rounded = model[0][0], model[1][0]
+    nn.init.normal_(rounded.weight)
+    step = spread * rounded.weight.detach().abs().mean((1, 2, 3), keepdim=True)
+    wanted = (rounded.weight / step).round().clamp(-(levels // 2), levels // 2)
+    used = wanted * step
+    assert len(wanted.unique()) == levels
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [conv.levels for conv in convs] == [0, levels, 0, 0]
+    x = torch.rand(2, 8, 6, 6)
+    torch.testing.assert_close(rounded(x), F.conv2d(x, used, padding=1), rtol=0, atol=0)
+    rounded(x).square().sum().backward()
+    given = nn.Parameter(used.detach())
+    F.conv2d(x, given, padding=1).square().sum().backward()
+    torch.testing.assert_close(rounded.weight.grad, given.grad)
+    assert torch.equal(exact(pixels.float()), F.conv2d(pixels.float(), exact.weight, padding=1))
+
+
 REFUSED = {
     "": "must end in a head", "c8p p": "must end in a head", "c8p p Full": "must end in a head",
     "c8p p full r2": "'full' is no layer", "p p p p p full": "here: 'full' on 0x0$",
     "= pooled": "'=' repeats nothing", "c8 = pooled": "'=' repeats nothing",
     "c8p r1 x16 = pooled": "'=' repeats nothing", "c8 d = full": "'=' repeats nothing",
 }  # fmt: skip
-NO_WORDS = ["q", "c0", "c8k4", "c8s3", "r0", "r5", "x0", "x1000", "c1000", "P", "c8pp", "s8k4"]
+NO_WORDS = [
+    "q",
+    "c0",
+    "c8k4",
+    "c8s3",
+    "r0",
+    "r5",
+    "x0",
+    "x1000",
+    "c1000",
+    "P",
+    "c8pp",
+    "s8k4",
+    "w5",
+    "c8pv",
+]
 
 
 def test_a_spec_that_is_no_network_is_refused_with_its_fault():
