@@ -115,7 +115,10 @@ def test_elastic_displacements_have_their_standard_deviation_and_are_smooth():
     moved = (out - ramp.numpy())[:, :2, 9:19, 9:19] * 27  # columns and rows, in pixels; inside
     assert len(np.unique(moved[:, 0, 0, 0])) == 200  # each image its own
     assert abs(moved.mean()) < 0.05
-    assert 0.4 < moved.std() < 0.9  # between the points it is a mean of several, so a little less
+    # between the points it is a mean of several, so a little less; the same along both axes
+    across, down = moved[:, 0].std(), moved[:, 1].std()
+    assert 0.4 < min(across, down) <= max(across, down) < 0.9
+    assert across == pytest.approx(down, rel=0.1)
     neighbours = np.diff(moved, axis=-1)
     assert neighbours.std() < 0.4 * moved.std()
     correlation = np.corrcoef(moved[:, 0].ravel(), moved[:, 1].ravel())[0, 1]

@@ -366,6 +366,12 @@ def test_the_runs_of_a_config_are_those_whose_own_config_is_the_same():
     assert len(runs_for(config)) >= 20
 
 
+def test_seeds_from_100_served_to_choose_and_are_no_result(run, tmp_path):
+    for seed in (0, 99, 100):
+        record(other(run, seed), folder=tmp_path)
+    assert runs_for(run.config, tmp_path)["seed"].tolist() == [0, 99]
+
+
 # The report
 
 

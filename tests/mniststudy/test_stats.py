@@ -25,6 +25,11 @@ from mniststudy.runs.stats import (
 samples = st.lists(st.floats(90, 100), min_size=2, max_size=40)
 
 
+def two_sided(t, freedom):
+    """The probability of a t that is at least so far from zero."""
+    return pytest.approx(2 * scipy.stats.t.sf(abs(t), freedom), rel=1e-5)
+
+
 def student(values, confidence=0.95):
     """The interval of a mean as Student wrote it down."""
     quantile = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
@@ -42,6 +47,8 @@ def test_the_intervals_are_students_and_welchs(a, b, confidence):
     found = compare_paired(*zip(*pairs, strict=True))
     known = student(differences)
     assert (found.difference, found.low, found.high) == pytest.approx(known, rel=1e-6, abs=1e-9)
+    error = math.sqrt(variance(differences) / len(pairs))
+    assert found.p == two_sided(found.difference / error, len(pairs) - 1)
     found = compare(a, b)
     parts = [variance(x) / len(x) for x in (a, b)]
     freedom = sum(parts) ** 2 / sum(
@@ -51,6 +58,7 @@ def test_the_intervals_are_students_and_welchs(a, b, confidence):
     middle = fmean(b) - fmean(a)
     known = (middle, middle - half, middle + half)
     assert (found.difference, found.low, found.high) == pytest.approx(known, rel=1e-6, abs=1e-9)
+    assert found.p == two_sided(middle / math.sqrt(sum(parts)), freedom)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +102,13 @@ def test_the_predicted_spread_has_its_published_values():
     assert predicted_spread(0.4, 10_000) == pytest.approx(0.045, abs=5e-4)
 
 
+@pytest.mark.parametrize("n", [3, 9])
 @pytest.mark.parametrize("paired", [False, True])
-def test_the_power_is_how_often_a_gain_is_found(paired):
-    a, b = np.random.default_rng(0).normal([[0], [1.2]], 1, (4000, 2, 9)).swapaxes(0, 1)
+def test_the_power_is_how_often_a_gain_is_found(paired, n):
+    a, b = np.random.default_rng(0).normal([[0], [1.2]], 1, (4000, 2, n)).swapaxes(0, 1)
     test = scipy.stats.ttest_1samp(b, 0, axis=1) if paired else scipy.stats.ttest_ind(a, b, axis=1)
     share = (test.pvalue < 0.05).mean()
-    assert share == pytest.approx(detection_power(1.2, 1, 9, paired), abs=0.025)
+    assert share == pytest.approx(detection_power(1.2, 1, n, paired), abs=0.025)
     assert detection_power(0.0, 0.05, 10, paired) == pytest.approx(0.05)
 
 
@@ -146,3 +155,6 @@ def test_the_calibration_error_is_the_mean_difference_of_confidence_and_accuracy
     labels = np.array([3, 4, 3, 3])  # half right at 0.6, all right at 0.9
     assert calibration_error(probabilities, labels, bins=2) == pytest.approx(10)
     assert calibration_error(probabilities, labels, bins=1) == pytest.approx(0)
+    # bins of 2, 1 and 1 images: off by 0.1 of each of the first two, and of each of the others
+    assert calibration_error(probabilities, labels, bins=3) == pytest.approx(10)
+    assert calibration_error(probabilities[1:], labels[1:], bins=2) == pytest.approx(20)
