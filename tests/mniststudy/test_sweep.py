@@ -79,6 +79,7 @@ def test_each_run_gets_a_row_as_it_gives_alone_and_is_not_run_again(
     assert "1 of 2, 0 failed, 0 min left: custom seed" in said
     rows = read_results(folder=tmp_path)
     assert rows[["threads", "n_test", "checkpoint_bytes"]].isna().to_numpy().sum() == 4
+    assert rows["threads"].tolist() == [1, 1]  # the Config left it open
     run = train(replace(ONE, seed=1, threads=1), tiny_digits, save=False, verbose=False)
     assert rows.set_index("seed")["val_loss"][1] == round(run.history[-1]["val_loss"], 6)
     left = {path.relative_to(tmp_path).parts for path in tmp_path.glob("*/**/[!.]*")}
