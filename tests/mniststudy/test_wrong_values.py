@@ -5,15 +5,17 @@ import math
 from dataclasses import asdict, fields
 
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_ledger import TEST, made_up
 
-from mnistlib import Config, MnistlibError, load_checkpoint, load_model, train
+from mnistlib import CheckpointError, Config, MnistlibError, load_checkpoint, load_model, train
 from mnistlib.checkpoint import checkpoints, save_checkpoint
 from mniststudy.runs import ledger
-from mniststudy.runs.ledger import TABLES, check_ledger, collect, read_results
-from mniststudy.runs.report import describe
+from mniststudy.runs.ledger import READ, TABLES, LedgerError, check_ledger, collect, read_results
+from mniststudy.runs.report import describe, write_report
+from mniststudy.runs.teachers import build_pool
 from mniststudy.use.calibrate import load_calibration
 
 SCALARS = (
@@ -166,5 +168,31 @@ def test_any_value_in_a_checkpoint(trained, tiny_digits, data):
     tried(
         lambda: load_model(path), lambda: describe(path, tiny_digits), resume,
         lambda: checkpoints(folder),
+        lambda: build_pool([path], tiny_digits, Config(), 0, torch.device("cpu")),
     )  # fmt: skip
     path.unlink()
+
+
+def test_weights_that_are_no_tensors_make_no_teacher(trained, tiny_digits):
+    folder, content = trained
+    weights = dict.fromkeys(content["model_state_dict"], 0.5)
+    path = save_checkpoint(content | {"model_state_dict": weights}, folder)
+    with pytest.raises(CheckpointError, match="has weights that do not fit its network"):
+        build_pool([path], tiny_digits, Config(), 1, torch.device("cpu"))
+    path.unlink()
+
+
+def test_a_table_that_lacks_a_column_that_the_report_reads_is_refused(tmp_path, monkeypatch):
+    tables = {name: read_results(name) for name in READ}
+    for name, columns in READ.items():
+        for column in columns.split():
+            tables[name].drop(columns=column).to_csv(tmp_path / f"{name}.csv", index=False)
+            with pytest.raises(
+                LedgerError, match=rf"{name}\.csv has no column '{column}'; restore"
+            ):
+                read_results(name, tmp_path)
+    monkeypatch.setattr(  # it needs no others
+        "mniststudy.runs.report.read_results",
+        lambda name: tables[name][READ[name].split()] if name in READ else read_results(name),
+    )
+    assert not write_report(check=True)
