@@ -33,6 +33,15 @@ def test_by_default_it_drops_one_activation_in_twenty():
         assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.05}
 
 
+@pytest.mark.parametrize("name", ["drop1", "drop2"])
+def test_all_that_an_image_tells_passes_each_dropout(name, pixels):
+    model = build("reference").eval()
+    layer = model.get_submodule(name).train()
+    assert not torch.equal(*model(pixels)[:2])
+    layer.p = 1.0
+    assert torch.equal(*model(pixels)[:2])
+
+
 # Pixels
 
 

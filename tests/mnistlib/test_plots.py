@@ -48,6 +48,13 @@ def test_digits_stand_in_rows_of_ten_under_their_labels_or_captions(tiny_digits)
     assert [ax.title.get_color() == plots.VALIDATION for ax in axes] == [False, True, False]
 
 
+def test_maps_on_digits_share_a_scale_that_goes_as_far_below_zero_as_above(tiny_digits):
+    maps = torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 0.0]])
+    with plots.figure("title", ncols=2) as (_, axes):
+        plots.heat(axes, tiny_digits.train_images[:2, 0], maps, "label", ["one", "two"])
+    assert [ax.images[1].get_clim() for ax in axes] == [(-3, 3)] * 2
+
+
 def test_the_confusion_counts_each_mistake_and_leaves_out_what_is_right():
     labels = torch.tensor([1, 1, 7, 3, 3, 3], dtype=torch.uint8)
     predictions = torch.tensor([1, 7, 1, 8, 8, 3])

@@ -49,7 +49,7 @@ def test_changes_are_compared_by_seed_and_corrected_and_those_of_few_seeds_are_l
     first = pd.DataFrame({"error": [1.0, 1.1, 0.9, 1.0]})
     others = {
         "same seeds": pd.DataFrame({"error": [1.3, 1.3, 1.2, 1.4]}),
-        "one more": pd.DataFrame({"error": [1.1, 1.2, 1.1, 1.0, 9.0]}),
+        "one more": pd.DataFrame({"error": [9.0, 1.1, 1.2, 1.1, 1.0]}, index=[-1, 0, 1, 2, 3]),
         "two seeds": first.head(2) + 1,
         "moved": first + 1,
     }
@@ -57,6 +57,7 @@ def test_changes_are_compared_by_seed_and_corrected_and_those_of_few_seeds_are_l
     assert list(changes) == ["same seeds", "one more", "moved"]
     assert changes["same seeds"].difference == pytest.approx(0.3)
     assert changes["one more"].seeds == "4 paired seeds"
+    assert changes["one more"].difference == pytest.approx(0.1)
     raw = scipy.stats.ttest_rel(first["error"], others["same seeds"]["error"]).pvalue
     assert p["same seeds"] == pytest.approx(3 * raw)
     assert math.isnan(p["moved"])  # of seeds that all differ alike

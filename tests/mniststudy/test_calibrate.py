@@ -55,7 +55,7 @@ def desk(tiny_digits, tmp_path, monkeypatch):
     """Return a folder where names stand for checkpoints with other settings."""
     content = mnistlib.load_checkpoint(mnistlib.released_checkpoint())
     changes = {"none": {"pool": ""}, "whole": {"split": "none"}, "wide": {"dropout": 0.3}}
-    changes |= {"pool": {}, "other": {"pool": "1" * 8}}
+    changes |= {"pool": {}, "other": {"pool": "1" * 8, "seed": 5}}
 
     def load(path):
         config = content["config"] | {"split": "random"} | changes[path.stem]
@@ -79,7 +79,8 @@ def test_what_is_fitted_on_the_images_that_the_twin_held_out_is_written_beside_t
     assert torch.equal(asked[0][2], tiny_digits.train_labels[held_out])
     assert found == load_calibration(desk / "pool.pth")
     assert (found.temperature, found.sure) == (0.5, 0.6)
-    assert (found.twin["pool"], found.twin["n"]) == ("1" * 8, len(held_out))
+    seen = found.twin["pool"], found.twin["seed"], found.twin["n"]
+    assert seen == ("1" * 8, 5, len(held_out))  # the twin's own
 
 
 def test_only_a_twin_with_the_same_settings_and_images_held_out_will_do(desk):

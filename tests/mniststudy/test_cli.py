@@ -22,7 +22,9 @@ from mnistlib.paths import outputs_folder
 from mniststudy import cli
 from mniststudy.cli import main
 from mniststudy.notebooks import summarise
+from mniststudy.runs import memory
 from mniststudy.runs.ledger import COLUMNS, read_results
+from mniststudy.runs.report import describe
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = "--epochs 2 --epoch-images 100 --batch-size 25 --ema-decay 0.8 --device cpu --threads 1"
@@ -174,6 +176,7 @@ def test_train_saves_records_and_says_where(desk, capsys, loads_tiny, runs_folde
     row = json.loads((checkpoint.parent / "run.json").read_text())["row"]
     assert (row["config_hash"], row["test_accuracy"]) == (config.hash("mnist"), seen.accuracy)
     assert row["memory_mb"] >= row["optimizer_mb"] >= 0
+    assert 50 < memory.AT_IMPORT + row["memory_mb"] < 50_000  # a process with torch
     (line,) = (runs_folder / "runs.csv").read_text().splitlines()[1:]
     assert line.startswith(f"custom,{config.hash('mnist')},5,mnist,random,reference,13912,")
 
@@ -234,6 +237,10 @@ def test_the_summary_says_what_came_out(trained, tmp_path, tiny_digits):
     text = summarise(tmp_path, replace(tiny_digits, source="sample", test_images=None))
     assert text.startswith("ON THE EMBEDDED SAMPLE")
     assert "this run, on the sample" in text
+    content = load_checkpoint(checkpoint)  # as if stopped after two epochs of nine
+    stopped = save_checkpoint(content | {"config": content["config"] | {"epochs": 9}}, tmp_path)
+    said = describe(stopped, tiny_digits, compare=True)
+    assert re.search(r"training images seen +- +1,000,000 +1,000\n", said)
 
 
 def test_export_and_notebooks_pass_on_what_they_are_given(desk, capsys, loads_tiny, monkeypatch):

@@ -23,7 +23,7 @@ from mnistlib.paths import outputs_folder
 from mnistlib.spec import MEAN, STD
 from mniststudy.cli import main
 from mniststudy.runs.ledger import read_results
-from mniststudy.use import formats
+from mniststudy.use import card, formats
 from mniststudy.use import latency as clock
 from mniststudy.use.calibrate import load_calibration
 from mniststudy.use.card import model_card
@@ -109,10 +109,10 @@ def test_the_measured_values_are_what_they_are_called(monkeypatch):
     seen[range(4), range(4)] = p
     monkeypatch.setattr(formats, "answers_of", lambda file: lambda images: [None, seen])
     torch_says = seen.copy()
-    torch_says[0] = np.roll(seen[0], 1)
+    torch_says[:2] = np.roll(seen[:2], 1, axis=1)
     found = formats.measure(b"", torch.zeros(4), torch.tensor([0, 1, 2, 9]), torch_says)
     assert found == {
-        "n": 4, "correct": 3, "changed": 1, "largest_difference": f"{p - q:.1e}",
+        "n": 4, "correct": 3, "changed": 2, "largest_difference": f"{p - q:.1e}",
         "loss": f"{-np.log([p, p, p, q]).mean():.4f}",
         "calibration_error": f"{100 * (3 * (1 - p) + p) / 4:.2f}",
     }  # fmt: skip
@@ -224,6 +224,12 @@ def test_the_card_tells_what_the_ledger_has_of_the_run_and_names_each_file(expor
         raw = path.read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
         assert re.search(rf"\| `{path.name}` +\| +{len(raw):,} \| `{digest}` \|", card)
+
+
+def test_the_card_counts_right_answers_also_where_their_share_is_no_binary_fraction(monkeypatch):
+    row = read_results().query("recipe == 'best' and seed == 0").assign(test_accuracy=99.57)
+    monkeypatch.setattr(card, "runs_for", lambda config: row)
+    assert "99.57 % of 10,000 images correct (" in model_card(RELEASED, FOLDER)
 
 
 def test_a_network_of_another_kind_gets_no_page_and_the_card_says_what_is_not_known(other):

@@ -204,11 +204,12 @@ def test_ink_must_stand_out_from_paper_and_noise_and_not_be_much_fainter_than_ot
         for k, ink in enumerate(inks):
             grey[120:240, 80 + 60 * k : 100 + 60 * k] -= ink
         grey[240:300, 80:100] -= smear
-        marks = find_marks(np.repeat(grey[..., None], 3, 2).astype(np.float32)).marks
-        return [mark.box[3] // 10 for mark in marks]
+        found = find_marks(np.repeat(grey[..., None], 3, 2).astype(np.float32))
+        return found.reason or [mark.box[3] // 10 for mark in found.marks]
 
-    assert (bottoms(5), bottoms(6.5)) == ([], [24])
-    assert (bottoms(10, noise=10), bottoms(14, noise=10)) == ([], [23])
+    none = "nothing stands out from the paper"
+    assert (bottoms(5), bottoms(6.5)) == (none, [24])
+    assert (bottoms(10, noise=10), bottoms(14, noise=10)) == (none, [23])
     assert (bottoms(100, 22), bottoms(100, 28)) == ([24], [24, 23])
     assert (bottoms(100, smear=34), bottoms(100, smear=46)) == ([24], [29])
 

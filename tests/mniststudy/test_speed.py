@@ -82,7 +82,8 @@ def test_its_accuracy_is_what_evaluate_finds_for_the_average(tiny_digits):
     _, ids = tiny_digits.split()
     images, labels = tiny_digits.train_images[ids], tiny_digits.train_labels[ids]
     for changes in ((), KEPT):
-        loop = TutorialLoop(replace(SMALL, epochs=3, max_lr=0.03), tiny_digits, changes)
+        config = replace(SMALL, epochs=3, max_lr=0.03, dropout=0.5)
+        loop = TutorialLoop(config, tiny_digits, changes)
         assert len(list(loop)) == 15
         found = evaluate(loop.average.model, images, labels).accuracy
         assert loop.accuracy() == pytest.approx(found)

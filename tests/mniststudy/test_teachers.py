@@ -43,7 +43,7 @@ def test_a_pool_holds_the_mean_answers_of_the_teachers_and_what_it_was_made_of(m
     seen = found.images[1].unsqueeze(1)
     with torch.no_grad():
         answers = torch.stack([(m(seen) / TEMPERATURE).softmax(1) for m in models]).mean(0)
-    torch.testing.assert_close(found.targets[1].float(), answers, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.targets[1].float(), answers, rtol=0, atol=1e-4)
     about = json.loads((pool_folder(name) / "pool.json").read_text())
     assert (about["views"], about["split"], about["source"]) == (2, "random", "mnist")
     assert [teacher.rpartition("-")[2] for teacher in about["teachers"]] == ["1", "2"]
