@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def test_each_run_gets_a_row_as_it_gives_alone_and_is_not_run_again(
     assert here([*seeds(3), *seeds(3), replace(ONE, seed=5)], tmp_path) == (1, 0)
     assert len(steps) == 4  # of one run
     assert (tmp_path / "runs.csv").read_text().startswith(before)
+
+
+def test_the_minutes_left_are_so_many_for_each_run_as_the_runs_so_far_took(
+    here, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(SWEEP, "time", Mock(time=count(0, 600).__next__))  # seconds
+    here(seeds(3), tmp_path)
+    assert re.findall(r"(\d+) min left", capsys.readouterr().out) == ["20", "10", "0"]
 
 
 def test_only_the_end_is_evaluated_unless_curves_are_wanted(here, tmp_path):
