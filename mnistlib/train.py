@@ -184,18 +184,12 @@ def train(
             if save:
                 path = save_state(state, config, digits, about, folder)
                 prune_checkpoints(path, finished=progress.ended)
+    model = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
+    curve = progress.curve() | {"lr": learning_rates(config, per_epoch)[: progress.step]}
     run = Run(
-        config=config,
-        source=digits.source,
-        model=copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval(),
-        history=progress.history,
-        curve=progress.curve() | {"lr": learning_rates(config, per_epoch)[: progress.step]},
-        seconds=progress.seconds,
-        n_val=len(val_ids),
-        checkpoint=path,
-        versions=about,
-        signal=0 if progress.ended else stopped[0],
-    )
+        config, digits.source, model, progress.history, curve, progress.seconds, len(val_ids), path,
+        about, signal=0 if progress.ended else stopped[0],
+    )  # fmt: skip
     if signal.SIGTERM in stopped:  # it was meant for the program, which may be about to train more
         signal.raise_signal(signal.SIGTERM)
     return run

@@ -356,11 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)
             return run_command(list(sys.argv[1:] if arguments is None else arguments))
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install 'mnistlib[notebooks,export]'", file=sys.stderr)
-        return 1
-    except (mnistlib.MnistlibError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (mnistlib.MnistlibError, OSError, ModuleNotFoundError) as error:
+        remedy = "; pip install 'mnistlib[notebooks,export]'" * isinstance(error, ImportError)
+        print(f"error: {error}{remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

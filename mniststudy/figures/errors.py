@@ -44,9 +44,7 @@ def _shift(images: Tensor, pixels: float) -> np.ndarray:
 def _rotate(images: Tensor, degrees: float) -> np.ndarray:
     """Rotate the images in turn one way and the other."""
     turns = zip(images.numpy(), itertools.cycle([degrees, -degrees]), strict=False)
-    return np.stack(
-        [ndimage.rotate(image, angle, (2, 1), reshape=False, order=1) for image, angle in turns]
-    )
+    return np.stack([ndimage.rotate(i, a, (2, 1), reshape=False, order=1) for i, a in turns])
 
 
 def _zoom(images: Tensor, factor: float) -> Tensor:

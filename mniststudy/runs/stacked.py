@@ -67,9 +67,8 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
         for epoch in range(config.epochs):
             order = torch.stack(list(each(lambda s: train_ids[s.sample_epoch()], samplers)))
             batches = order.to(device).split(config.batch_size, dim=1)
-            steps = [
-                stacked.step(*s) for s in zip(batches, rates[epoch * per_epoch :], strict=False)
-            ]
+            pairs = zip(batches, rates[epoch * per_epoch :], strict=False)
+            steps = [stacked.step(*pair) for pair in pairs]
             losses = torch.cat([found for found, _ in steps], dim=1).cpu()  # (S, size)
             right = torch.stack([correct for _, correct in steps]).sum(0).tolist()  # (S,)
             curves.append(torch.stack([found.mean(1) for found, _ in steps], dim=1))
@@ -84,9 +83,8 @@ def train_stacked(configs: Sequence[Config], digits: Digits) -> list[Run]:
         with side_by_side() as each:
             list(each(lambda model: WeightAverage(model, 0).renew_statistics(some), models))
     runs = []
-    for one, state, curve, model in zip(
-        configs, states, torch.cat(curves, dim=1).tolist(), models, strict=True
-    ):
+    parts = configs, states, torch.cat(curves, dim=1).tolist(), models
+    for one, state, curve, model in zip(*parts, strict=True):
         if not all(v.isfinite().all() for v in model.state_dict().values()):
             raise TrainingError(f"the weights of seed {one.seed} are not finite; lower max_lr")
         rows = state.progress.history

@@ -145,8 +145,8 @@ def _train_one(
         with only_here(own.parent, ".training", CheckpointError), ONE_AT_A_TIME:
             commit()  # cached now, because files may change before the run ends
             digits = _digits(data)
-            known = finished(folder, test and bool(digits.test))
-            if (config.hash(digits.source), config.seed) in known:
+            images = digits.test if test else ()
+            if (config.hash(digits.source), config.seed) in finished(folder, bool(images)):
                 return config, "another process has trained it", False
             own.mkdir(parents=True, exist_ok=True)
             with starts.open("a") as file:
@@ -161,9 +161,7 @@ def _train_one(
                 raise KeyboardInterrupt
             if run.interrupted:
                 return config, "", False
-            seen = (
-                evaluate(run.model, *digits.test, config.threads) if test and digits.test else None
-            )
+            seen = evaluate(run.model, *images, config.threads) if images else None
             record(replace(run, checkpoint=None), seen, folder)
             shutil.rmtree(own, ignore_errors=True)
             return config, str(run), False
