@@ -16,12 +16,9 @@ from .errors import ConfigError
 MEAN, STD = 0.1307, 0.3081
 TOLERANCE = 1e-3  # resampled pixels may be this far outside 0..1
 HEADS = ("full", "pooled", "linear", "shared", "depthwise", "separable")
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "leaky": partial(nn.LeakyReLU, 0.1),
-}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU,
+}  # fmt: skip
 
 # Step between the values of rounded weights, by their number, in mean absolute weights: near that
 # with the least squared error for normally distributed weights
@@ -140,7 +137,7 @@ class SpecNet(nn.Sequential):
             elif word == "=" and last and last[0].in_channels == c:
                 convs = [m for m in last.modules() if isinstance(m, nn.Conv2d)]
                 layers.append(copy.deepcopy(last, {id(m): m for m in convs}))
-                size -= sum(m.kernel_size[0] - 1 - 2 * m.padding[0] for m in convs)
+                size -= sum(m.kernel_size[0] - 1 - 2 * int(m.padding[0]) for m in convs)
             elif m := re.fullmatch(r"x([1-9]\d{0,2})", word):
                 layers.append(_Conv2d(c, c := int(m[1]), kernel_size=1, bias=False))
             elif word == "p":
@@ -222,7 +219,7 @@ class _Beta(nn.BatchNorm2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.weight = None
+        self.register_parameter("weight", None)
 
 
 class _Bias(nn.Module):

@@ -239,7 +239,9 @@ def teach(
     return 0
 
 
-def export(checkpoint: Checkpoint = None, /, *, folder: Path | None = None) -> int:
+def export(
+    checkpoint: Checkpoint = None, /, *, folder: Path | None = None, tiny: Switch = False
+) -> int:
     """Write a checkpoint as ONNX and safetensors, with a model card and a page to draw on.
 
     The files are called after the recipe, the int8 one of ONNX with -int8, and MODEL_CARD.md and
@@ -247,12 +249,16 @@ def export(checkpoint: Checkpoint = None, /, *, folder: Path | None = None) -> i
 
     Args:
         folder: without it, the folder of the checkpoint
+        tiny: write the smallest file instead, and its reader in plain numpy; for rounded weights,
+            as those of the recipe ternary
     """
     from .use.export import export as write_formats
+    from .use.tiny import export_tiny
 
-    path = checkpoint or mnistlib.released_checkpoint()
+    path = checkpoint or mnistlib.released_checkpoint("ternary" if tiny else "best")
     mnistlib.load_checkpoint(path)
-    for file in write_formats(path, mnistlib.load_mnist(), folder):
+    write = export_tiny if tiny else write_formats
+    for file in write(path, mnistlib.load_mnist(), folder):
         print(f"{file}: {file.stat().st_size:,} bytes")
     return 0
 
