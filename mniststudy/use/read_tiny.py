@@ -27,8 +27,8 @@ def read(raw: bytes, images: np.ndarray) -> np.ndarray:
             left, found[i], counts[k] = left * counts[k] + below, k, counts[k] + learn
         return found
 
-    def fine(counts: list[int], n: int) -> np.ndarray:  # for each channel, in eighths
-        return take(counts, n, 1, 1) + take([1] * 8, n, 1, 1, learn=0) / 8
+    def fine(counts: list[int], n: int) -> np.ndarray:  # for each channel, in 32nds
+        return take(counts, n, 1, 1) + take([1] * 32, n, 1, 1, learn=0) / 32
 
     def factors(n: int) -> np.ndarray:
         return (1 - 2 * take(signs, n, 1, 1)) * 2 ** (fine(octaves, n) - 12)

@@ -34,13 +34,13 @@ class _Number:
             counts[k] += learn
 
     def put_fine(self, counts: list[int], values: Tensor) -> None:
-        """Add numbers from 0 to 16 in eighths: their whole parts, then the rest."""
-        eighths = (8 * values).round().clamp(0, 127)
-        self.put(counts, eighths // 8)
-        self.put([1] * 8, eighths % 8, learn=0)
+        """Add numbers from 0 to 16 in 32nds: their whole parts, then the rest."""
+        parts = (32 * values).round().clamp(0, 511)
+        self.put(counts, parts // 32)
+        self.put([1] * 32, parts % 32, learn=0)
 
     def put_factors(self, values: Tensor) -> None:
-        """Add factors, in eighths of an octave."""
+        """Add factors, in 32nds of an octave."""
         self.put(self.signs, values < 0)
         self.put_fine(self.octaves, values.abs().log2() + 12)
 
