@@ -45,10 +45,14 @@ MODELS = {
     "net-3500": "c8 r1 p c12 r1 = p = shared",
     "net-6174": "c8 r2 p c14 r2 p = shared",
     "net-7918": "c8 r2 p c16 r2 p = shared",
-    # one separable convolution, used five times on maps from 14x14 to 4x4
+    # smaller and faster ones: after the first layer one or two separable convolutions, which are
+    # used again and again on maps that shrink from 14x14 to 4x4 or 2x2
     "net-682": "beta c14p rs1v = = = = linear",
-    # `net-6174` with 5,876 of its weights rounded to three values
-    "ternary": "w7 c8 w3 r2 p c14 r2 p = w7 shared",
+    "net-920": "beta c13p rs2v = = linear",
+    "net-1816": "beta c21p rs2v = = linear",
+    "net-3466": "beta c32p rs2v = = linear",
+    # `net-7918`, but for 128 weights each is one of three values
+    "ternary": "w7 c8 w3 r2 p c16 r2 p = w7 shared",
     # deeper than wide, without a head of half its parameters
     "net-20k": "c16 r2 p r2 r1 p r2 r1 shared",
 }

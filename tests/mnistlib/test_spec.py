@@ -13,6 +13,7 @@ from mnistlib.spec import HEADS, SpecNet, check_model, make_head
 
 BODY = 13_912 - 7_840
 SMALL = {697: 9, 1000: 12, 1936: 18}  # channels
+SHRINKING = {920: 13, 1816: 21, 3466: 32}
 TOTALS = {
     "reference": 13_912,
     "reference-pooled": BODY + 160,
@@ -28,9 +29,10 @@ TOTALS = {
     "net-3500": 9 * 8 + 9 * 64 + 9 * 8 * 12 + 9 * 144 + 2 * (2 * 8 + 4 * 12) + 49 + 120,
     "net-6174": 9 * 8 + 18 * 64 + 9 * 8 * 14 + 18 * 196 + 2 * (3 * 8 + 5 * 14) + 49 + 140,
     "net-7918": 9 * 8 + 18 * 64 + 9 * 8 * 16 + 18 * 256 + 2 * (3 * 8 + 5 * 16) + 49 + 160,
-    # first layer, one separable convolution, six BatchNorms without a factor, linear head
+    # first layer, one or two separable convolutions, BatchNorms without a factor, linear head
     "net-682": 9 * 14 + (9 * 14 + 14 * 14) + 6 * 14 + 14 * 10 + 10,
-    "ternary": 6_137,
+    **{f"net-{n}": 9 * c + 2 * (9 * c + c * c) + 7 * c + 10 * c + 10 for n, c in SHRINKING.items()},
+    "ternary": 7_401,
     "net-20k": 9 * 16 + 8 * 9 * 256 + 9 * 2 * 16 + 49 + 160,
 }
 
@@ -83,7 +85,8 @@ def test_every_named_network_gives_ten_logits_and_uses_all_its_parameters(name, 
     double = model.double()(pixels)
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-5)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    assert [m for m in convs if m.bias is not None] == [c for c in convs[-1:] if name == "net-682"]
+    biased = [m for m in convs if m.bias is not None]
+    assert biased == (convs[-1:] if "beta" in MODELS[name] else [])
 
 
 # The language
