@@ -13,7 +13,7 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference release ablations bench steps latency test stress browser lint unit nbval
+.PHONY: run reference release ablations frontier shapes bench steps latency test stress browser lint unit nbval
 .PHONY: lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
@@ -48,6 +48,12 @@ ablations: $(READY)      ## train the comparisons of notebook 06 again, eight se
 	@$(BIN)/python -c 'from dataclasses import replace; from mniststudy.figures.ablations import ablations; \
 		from mniststudy.runs.sweep import sweep; \
 		sweep([replace(config, seed=seed) for seed in range(8) for config in ablations().values()])'
+
+frontier: $(READY)       ## train eight networks under one protocol, what is missing (minutes on a GPU, a day on two cores)
+	@$(BIN)/python -c 'from mniststudy.figures.frontier import train_protocol; train_protocol()'
+
+shapes: $(READY)         ## time an image in small networks, on an idle machine (minutes)
+	@$(BIN)/python -c 'from mniststudy.figures.frontier import TIMED, time_shapes; print(time_shapes(TIMED))'
 
 bench: $(READY)          ## time the trainings of notebook 08 on an idle machine (half an hour)
 	@$(BIN)/python -c 'from mniststudy.figures.speed import bench; print(bench())'

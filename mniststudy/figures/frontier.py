@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,11 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnistlib import RECIPES
+from mnistlib import RECIPES, Budget, Config, load_mnist
+from mnistlib.distill import pool_folder
+from mnistlib.paths import runs_folder
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note, show_digit
 
-from ..runs.ledger import LedgerError, config_in, images_seen, read_results, runs_for
+from ..runs.ledger import (
+    LedgerError,
+    append_rows,
+    commit,
+    config_in,
+    images_seen,
+    read_results,
+    runs_for,
+)
+from ..runs.stacked import sweep_stacked
 from ..runs.stats import mean_interval
+from ..runs.sweep import sweep
+from .speed import time_our_loop
 
 # labels that would cover something at the right of their points: offset and alignment
 PLACES = {
@@ -28,6 +43,67 @@ BUDGETS = {
     697: "best-697", 1_000: "best-1000", 1_936: "best-1936", 3_500: "best-3500",
     6_174: "best-6174", 7_918: "best-7918", 13_912: "best", 20_000: "best-20k",
 }  # fmt: skip
+
+
+# eight networks for one protocol, those that were found in small budgets first
+SHRINKING = ("net-682", "net-920", "net-1816", "net-3466")
+LARGER = ("net-6174", "net-7918", "reference", "net-20k")
+# the smallest of before, the new ones, and others that were tried
+TIMED = (
+    "net-697", "net-1000", "net-1936", "net-3500", *SHRINKING, "c28p rs2 = = p = = pooled",
+    "beta c14k3s2 rs1v = = = = linear", "beta c14vp rs1v = = = = linear",
+    "beta c18p rs1v = = = = linear", "beta c13p rs2 = = p = = pooled",
+    "beta c18p rs2v = = linear", "beta c13p rs2v rs2v = linear",
+    "beta c6p s5v s9v s10v s8v linear",
+)  # fmt: skip
+SHAPE_COLUMNS = ("go", "name", "parameters", "repetition", "images", "seconds", "torch", "commit")
+
+
+def protocol() -> list[Config]:
+    """Return the runs of one protocol for eight networks, those that say most first.
+
+    All see 1.5 million images: 20 seeds of each on its own, then taught by the pool of the recipe
+    `best`, 20 seeds of the four larger ones and 5 of the others. A pool must have been built.
+    """
+    alone = {name: RECIPES[f"best-{name[4:]}"] for name in SHRINKING}
+    alone |= {name: replace(RECIPES["teacher"], model=name, epochs=100) for name in LARGER}
+    taught = {name: replace(RECIPES["best"], model=name, epochs=100) for name in alone}
+    for name in SHRINKING:  # what BatchNorm without a factor needs
+        taught[name] = replace(taught[name], max_lr=0.4, norm_images=10_000)
+    chosen = [replace(config, seed=seed) for seed in range(20) for config in alone.values()]
+    for seed in range(20):
+        names = LARGER if seed >= 5 else (*LARGER, *SHRINKING)
+        chosen += [replace(taught[name], seed=seed) for name in names]
+    return chosen
+
+
+def train_protocol() -> None:
+    """Train what is missing of the protocol, stacked on a GPU; the rows are kept as they come."""
+    configs, on_gpu = protocol(), torch.cuda.is_available()
+    known = pool_folder(RECIPES["best"].pool).is_dir()
+    configs = [config for config in configs if known or not config.pool]
+    (sweep_stacked if on_gpu else sweep)(configs, test=True, data="mnist")
+
+
+def time_shapes(names: Iterable[str], repetitions: int = 5, images: int = 6_000) -> Path:
+    """Time training of networks in turn on one thread, as their recipe has it; return the table.
+
+    Args:
+        names: named networks or specs.
+        repetitions: how often all of them are timed.
+        images: of each timing.
+    """
+    digits, path, go = load_mnist(), runs_folder() / "shapes.csv", datetime.now(UTC).isoformat()
+    for repetition in range(repetitions):
+        for name in names:
+            config = replace(RECIPES["best-697"], model=name, threads=1)
+            seconds, _ = time_our_loop(config, digits, images)
+            row = {"go": go[:19], "name": name, "parameters": Budget(name).parameters}
+            row |= {"repetition": repetition, "images": images, "seconds": round(seconds, 4)}
+            append_rows(
+                path, SHAPE_COLUMNS, [row | {"torch": torch.__version__, "commit": commit()}]
+            )
+    return path
 
 
 def frontier(recipes: Iterable[str]) -> pd.DataFrame:

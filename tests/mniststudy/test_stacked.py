@@ -41,9 +41,13 @@ def at_hand(tiny_digits, monkeypatch):
     monkeypatch.setattr(sys.modules[sweep_stacked.__module__], "load_mnist", lambda _: tiny_digits)
 
 
-@pytest.mark.parametrize(
-    "spec", ["reference", "c8 rs2 = p s12 r1 = p rs1 shared", "gelu bias c8p r1 p = depthwise"]
-)
+STACKED = [
+    "reference", "c8 rs2 = p s12 r1 = p rs1 shared", "gelu bias c8p r1 p = depthwise", "net-682",
+    "w7 c8 w3 r1 p = w15 shared",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", STACKED)
 def test_each_network_of_a_stack_gives_the_logits_and_gradients_that_it_gives_alone(spec, double):
     models = [build(spec, dropout=0.0) for _ in range(3)]
     images, labels = torch.rand(5, 3, 28, 28), torch.randint(10, (5, 3))
