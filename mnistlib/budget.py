@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .model import build
+from .spec import Upright
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Budget:
     """Parameters, multiply-accumulates, activation memory and receptive field, layer by layer.
 
     Parameters are summed over the tensors. A multiply-accumulate is one product added to a sum.
-    Only those of convolutions and linear layers are counted, not BatchNorm, ReLU and pooling.
+    Only those of convolutions and linear layers are counted, not BatchNorm, ReLU, pooling and what
+    sets a digit upright.
     The receptive field is computed in the order in which the layers run: a layer with kernel k
     adds (k - 1) x the product of all strides before it (V. Dumoulin and F. Visin, arXiv
     1603.07285). A shortcut without a stride has a smaller field than the layers that it skips and
@@ -99,6 +101,8 @@ def _trace(model: nn.Module, size: int) -> list[Layer]:
         elif isinstance(layer, nn.Linear):
             macs = out.numel() * layer.in_features
             np.maximum(field, size, out=field)
+        elif isinstance(layer, Upright):
+            np.maximum(field, size, out=field)  # where a pixel comes from depends on all of them
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             reach = np.subtract(layer.kernel_size, 1) * np.array(getattr(layer, "dilation", 1))
             step = np.array(layer.stride)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnistlib import MODELS, build
-from mnistlib.spec import HEADS, SpecNet, check_model, make_head
+from mnistlib import MODELS, build, load_mnist
+from mnistlib.spec import HEADS, SpecNet, Upright, check_model, make_head
 
 BODY = 13_912 - 7_840
 SMALL = {697: 9, 1000: 12, 1936: 18}  # channels
@@ -186,7 +186,8 @@ class Smallest(nn.Module):
         def norm(x, k):
             return F.batch_norm(x, None, None, None, self.shifts[k], training=True)
 
-        x = F.relu(norm(F.max_pool2d(self.first((x - 0.1307) / 0.3081), 2), 0))
+        x = Upright()((x - 0.1307) / 0.3081)
+        x = F.relu(norm(F.max_pool2d(self.first(x), 2), 0))
         for k in range(1, 6):
             x = F.relu(norm(self.mix(self.each(x)), k) + x[..., 1:-1, 1:-1])
         assert x.shape[2:] == (4, 4)
@@ -195,13 +196,51 @@ class Smallest(nn.Module):
 
 def test_a_convolution_used_five_times_without_padding_is_the_one_written_by_hand(pixels):
     own, model = Smallest(), build("net-682", dropout=0.0).train()
-    first, block, *others, _, head = model
+    _, first, block, *others, _, head = model
     own.first, (own.each, own.mix), own.head.bias = first[0], block[:2], head[1].bias
     own.head.weight.data = head[1].weight.data.flatten(1)
     for k, layer in enumerate([first, block, *others]):
         nn.init.normal_(layer[2].bias)
         own.shifts.data[k] = layer[2].bias.data
     torch.testing.assert_close(own(pixels / 255), model(pixels))
+
+
+def moments(images):
+    """Return middle, standard deviations and correlation of the ink of images `(N, 28, 28)`."""
+    at = torch.arange(28.0)
+    total = images.sum((1, 2))
+    rows, columns = images.sum(2) / total[:, None], images.sum(1) / total[:, None]
+    y, x = rows @ at, columns @ at
+    spread_y, spread_x = (
+        (p * (at - m[:, None]) ** 2).sum(1).sqrt() for p, m in ((rows, y), (columns, x))
+    )
+    mixed = torch.einsum("nyx,ny,nx->n", images, at - y[:, None], at - x[:, None]) / total
+    return y, x, spread_y, spread_x, mixed / spread_y / spread_x
+
+
+def test_upright_centres_straightens_and_half_resizes_each_digit():
+    digits = load_mnist("sample").train_images[:300] / 255
+    with torch.no_grad():
+        found = Upright()((digits - 0.1307) / 0.3081) * 0.3081 + 0.1307
+    y, x, spread_y, spread_x, slant = moments(found[:, 0])
+    _, _, own_y, own_x, own_slant = moments(digits[:, 0])
+    for middle in (x, y):  # a thin stroke is sampled between its pixels, a flat one loses its ends
+        assert (middle - 14).abs().quantile(0.95) < 0.1
+    assert slant.abs().median() < 0.02 < own_slant.abs().median() / 5
+    straight = own_x * (1 - own_slant**2).sqrt()
+    for now, wanted in ((spread_y, own_y * 5.3), (spread_x, straight * 4.0)):
+        assert (now / wanted.sqrt() - 1).abs().median() < 0.03
+
+
+def test_upright_treats_images_alone_and_leaves_an_empty_one_empty():
+    digits = (load_mnist("sample").train_images[:12] / 255 - 0.1307) / 0.3081
+    upright, empty = Upright(), torch.full((1, 1, 28, 28), -0.1307 / 0.3081)
+    alone = upright(digits)
+    torch.testing.assert_close(upright(digits.view(4, 3, 28, 28)).view(12, 1, 28, 28), alone)
+    torch.testing.assert_close(upright(torch.cat([digits, empty]))[:12], alone)
+    torch.testing.assert_close(upright(empty), empty)
+    shifted = upright(digits.roll((1, -2), (2, 3)))
+    assert (shifted - alone)[..., 3:-3, 3:-3].abs().max() < 1e-3
 
 
 def test_without_padding_maps_shrink_and_a_layer_can_be_used_until_nothing_is_left():
@@ -236,6 +275,7 @@ REFUSED = {
     "c8p p full r2": "'full' is no layer", "p p p p p full": "here: 'full' on 0x0$",
     "= pooled": "'=' repeats nothing", "c8 = pooled": "'=' repeats nothing",
     "c8p r1 x16 = pooled": "'=' repeats nothing", "c8 d = full": "'=' repeats nothing",
+    "c8p upright full": "'upright' is no layer",
 }  # fmt: skip
 NO_WORDS = [
     "q",
