@@ -13,7 +13,7 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference release ablations frontier shapes bench steps latency test stress browser lint unit nbval
+.PHONY: run reference release ablations frontier tiny shapes bench steps latency test stress browser lint unit nbval
 .PHONY: lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
@@ -51,6 +51,17 @@ ablations: $(READY)      ## train the comparisons of notebook 06 again, eight se
 
 frontier: $(READY)       ## train eight networks under one protocol, what is missing (minutes on a GPU, a day on two cores)
 	@$(BIN)/python -c 'from mniststudy.figures.frontier import train_protocol; train_protocol()'
+
+# Teachers of the smallest file: released networks that were trained on all images
+ALL_IMAGES := best best-20k best-7918 best-6174 smoothed teacher
+
+tiny: $(READY)           ## train ten seeds of the recipe `ternary` and measure their files (two hours on two cores)
+	@$(BIN)/mnist teach $(foreach name,$(ALL_IMAGES),$(wildcard outputs/checkpoints/$(name)/*.pth))
+	@for seed in 0 1 2 3 4 5 6 7 8 9; do folder=outputs/runs/ternary/$$seed; \
+		$(BIN)/mnist train --folder $$folder --test $$(ls $$folder/*.pth > /dev/null 2>&1 \
+		&& echo --resume $$folder || echo --recipe ternary --seed $$seed --threads 1) || exit 1; done
+	@$(BIN)/python -c 'import sys; from pathlib import Path; from mniststudy.use.tiny import measure_all; \
+		print(measure_all(map(Path, sys.argv[1:])))' outputs/runs/ternary/*/*.pth
 
 shapes: $(READY)         ## time an image in small networks, on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.figures.frontier import TIMED, time_shapes; print(time_shapes(TIMED))'

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnistlib import CheckpointError, Config, Digits, load_checkpoint, load_model
-from mnistlib.paths import write_atomically
+from mnistlib import CheckpointError, Config, Digits, load_checkpoint, load_mnist, load_model
+from mnistlib.evaluate import predict_logits
+from mnistlib.paths import runs_folder, write_atomically
 from mnistlib.spec import MODELS
 
+from ..runs.ledger import append_rows
 from . import read_tiny
 
 READER = Path(read_tiny.__file__)
+TINY_COLUMNS = (
+    "config_hash", "seed", "parameters", "bytes", "program_bytes", "n", "correct", "changed",
+)  # fmt: skip
 
 
 class _Number:
@@ -109,26 +115,50 @@ def to_script(raw: bytes) -> bytes:
     return file.getvalue()
 
 
+def measure(checkpoint: Path, digits: Digits) -> tuple[bytes, dict[str, Any]]:
+    """Return a checkpoint as a tiny file, and its row of the table `tiny`: bytes and answers.
+
+    Args:
+        checkpoint: file of a run with rounded weights.
+        digits: on whose test images, or of the sample training images, the file is tried.
+    """
+    content, network = load_checkpoint(checkpoint), load_model(checkpoint)
+    raw = to_tiny(network, content["config"]["model"])
+    images, labels = digits.test or (digits.train_images, digits.train_labels)
+    seen = [read_tiny.read(raw, part[:, 0].numpy()).argmax(1) for part in images.split(500)]
+    answers, expected = np.concatenate(seen), predict_logits(network, images).argmax(1).numpy()
+    row = {"config_hash": content["config_hash"], "seed": content["config"]["seed"]}
+    row |= {"parameters": sum(p.numel() for p in network.parameters()), "bytes": len(raw)}
+    row |= {"program_bytes": len(to_script(raw)), "n": len(images)}
+    right, changed = answers == labels.numpy(), answers != expected
+    return raw, row | {"correct": int(right.sum()), "changed": int(changed.sum())}
+
+
+def measure_all(checkpoints: Iterable[Path]) -> Path:
+    """Add a row for each checkpoint to the table `tiny` of the runs; return its path."""
+    path, digits = runs_folder() / "tiny.csv", load_mnist("mnist")
+    for checkpoint in checkpoints:
+        append_rows(path, TINY_COLUMNS, [measure(checkpoint, digits)[1]])
+    return path
+
+
 def export_tiny(checkpoint: Path, digits: Digits, folder: Path | None = None) -> list[Path]:
     """Write a checkpoint as NAME.tiny, its reader, and both in one program; return the files.
 
     Args:
         checkpoint: file of a run with rounded weights.
-        digits: on whose test images, or of the sample training images, the file is tried.
+        digits: as for `measure`.
         folder: by default that of the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is damaged, its network has no tiny format, or a file cannot
             be written.
     """
-    config, network = Config(**load_checkpoint(checkpoint)["config"]), load_model(checkpoint)
-    raw, folder = to_tiny(network, config.model), folder or checkpoint.parent
-    images, labels = digits.test or (digits.train_images, digits.train_labels)
-    seen = np.concatenate([read_tiny.read(raw, part[:, 0].numpy()) for part in images.split(500)])
-    right = int((seen.argmax(1) == labels.numpy()).sum())
-    where = f"{len(images):,} {'test' if digits.test else 'training'} images"
-    print(f"{config.recipe}.tiny: {len(raw):,} bytes, {right:,} of {where} right")
-    files = {f"{config.recipe}.tiny": raw, f"{config.recipe}.pyz": to_script(raw)}
+    name = Config(**load_checkpoint(checkpoint)["config"]).recipe
+    (raw, row), folder = measure(checkpoint, digits), folder or checkpoint.parent
+    where = f"{row['n']:,} {'test' if digits.test else 'training'} images"
+    print(f"{name}.tiny: {len(raw):,} bytes, {row['correct']:,} of {where} right")
+    files = {f"{name}.tiny": raw, f"{name}.pyz": to_script(raw)}
     try:
         for file, content in (files | {READER.name: READER.read_bytes()}).items():
             write_atomically(folder / file, content)
