@@ -455,3 +455,12 @@ def test_a_recipe_is_quoted_with_its_mean_and_its_seeds(tmp_path, monkeypatch):
         summary_sentence("sprint")
     with pytest.raises(ConfigError, match="recipe is 'slow', but it must be one of"):
         summary_sentence("slow")
+
+
+def test_a_range_says_of_how_many_values_it_is_where_some_are_missing(monkeypatch):
+    rows = runs_for(RECIPES["reference"]).reset_index(drop=True)
+    monkeypatch.setattr(report, "runs_for", lambda config: rows)
+    some = f", n = {len(rows) - 1} of {len(rows)})"
+    assert some not in report.promises()
+    rows.loc[0, ["val_accuracy", "seconds"]] = math.nan  # a mean with its range and a median
+    assert report.promises().count(some) == 2
