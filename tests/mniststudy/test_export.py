@@ -103,6 +103,13 @@ def test_int8_is_small_and_loses_at_most_a_twentieth_of_a_point(few, expected):
         assert abs(int(about["correct"]) / 100 - row["test_accuracy"]) <= 0.05
 
 
+def test_the_ranges_of_int8_are_measured_on_images_from_all_of_the_set(few, expected):
+    # with the range of an empty image, or of the first thousand, most answers would change
+    images = torch.cat([torch.zeros_like(few.train_images[:1000]), few.train_images[:1000]])
+    file = formats.to_int8((FOLDER / "best.onnx").read_bytes(), images)
+    assert formats.measure(file, few.test_images, few.test_labels, expected)["changed"] <= 1
+
+
 def test_the_measured_values_are_what_they_are_called(monkeypatch):
     p, q = np.e / (np.e + 9), 1 / (np.e + 9)
     seen = np.full((4, 10), q)
