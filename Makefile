@@ -55,13 +55,13 @@ frontier: $(READY)       ## train eight networks under one protocol, what is mis
 # Teachers of the smallest file: released networks that were trained on all images
 ALL_IMAGES := best best-20k best-7918 best-6174 smoothed teacher
 
-tiny: $(READY)           ## train ten seeds of the recipe `ternary` and measure their files (two hours on two cores)
+tiny: $(READY)           ## train ten seeds of the recipe `tiny` and measure their files (an hour)
 	@$(BIN)/mnist teach $(foreach name,$(ALL_IMAGES),$(wildcard outputs/checkpoints/$(name)/*.pth))
-	@for seed in 0 1 2 3 4 5 6 7 8 9; do folder=outputs/runs/ternary/$$seed; \
+	@for seed in 0 1 2 3 4 5 6 7 8 9; do folder=outputs/runs/tiny/$$seed; \
 		$(BIN)/mnist train --folder $$folder --test $$(ls $$folder/*.pth > /dev/null 2>&1 \
-		&& echo --resume $$folder || echo --recipe ternary --seed $$seed --threads 1) || exit 1; done
+		&& echo --resume $$folder || echo --recipe tiny --seed $$seed --threads 1) || exit 1; done
 	@$(BIN)/python -c 'import sys; from pathlib import Path; from mniststudy.use.tiny import measure_all; \
-		print(measure_all(map(Path, sys.argv[1:])))' outputs/runs/ternary/*/*.pth
+		print(measure_all(map(Path, sys.argv[1:])))' outputs/runs/tiny/*/*.pth
 
 shapes: $(READY)         ## time an image in small networks, on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.figures.frontier import TIMED, time_shapes; print(time_shapes(TIMED))'

@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 # Step between the values of rounded weights, by their number, in mean absolute weights: near that
 # with the least squared error for normally distributed weights
-STEPS = {3: 1.4, 7: 0.73, 15: 0.42}
+STEPS = {3: 1.4, 5: 1.06, 7: 0.73, 15: 0.42}
 
 MODELS = {
     "reference": "c8 r2 p d x16 r2 p d full",  # `ReferenceNet` is used instead, with the same bits
@@ -51,8 +51,8 @@ MODELS = {
     "net-920": "upright beta c13p rs2v = = linear",
     "net-1816": "upright beta c21p rs2v = = linear",
     "net-3466": "upright beta c32p rs2v = = linear",
-    # `net-7918`, but for 128 weights each is one of three values
-    "ternary": "w7 c8 w3 r2 p c16 r2 p = w7 shared",
+    # `net-6174` with 5,876 weights of five values each, the others of seven
+    "rounded-6174": "w7 c8 w5 r2 p c14 r2 p = w7 shared",
     # deeper than wide, without a head of half its parameters
     "net-20k": "c16 r2 p r2 r1 p r2 r1 shared",
 }
@@ -101,7 +101,7 @@ class SpecNet(nn.Sequential):
     `d` is dropout; a spec without `d` has it before the head;
     `gelu` or `silu` replaces the ReLU, `bias` the BatchNorm, and `beta` the BatchNorm by one that
     shifts but does not scale, in all later words;
-    `w3`, `w7` or `w15` rounds the weights of later convolutions to so many values, `w0` none;
+    `w3`, `w5`, `w7` or `w15` rounds the weights of later convolutions to so many values, `w0` none;
     the last word is one of `HEADS`.
 
     Args:
@@ -158,7 +158,7 @@ class SpecNet(nn.Sequential):
                 norm = _Beta
             elif word in ACTIVATIONS:
                 activation = ACTIVATIONS[word]
-            elif m := re.fullmatch(r"w(0|3|7|15)", word):
+            elif m := re.fullmatch(r"w(0|3|5|7|15)", word):
                 levels = int(m[1])
             else:
                 fault = "is no layer; layers are like c16k5s2, r2, p, x16, d"

@@ -19,14 +19,16 @@ from .augment import augment
 from .checkpoint import (
     checkpoint_content,
     latest_checkpoint,
+    load_model,
     prune_checkpoints,
+    released_checkpoint,
     restore,
     save_checkpoint,
 )
 from .config import Config, configure
 from .data import Digits
 from .distill import distillation_loss, load_pool
-from .errors import CheckpointError, TrainingError
+from .errors import CheckpointError, ConfigError, TrainingError
 from .evaluate import Evaluation, evaluate
 from .optim import learning_rate, learning_rates
 from .paths import only_here, runs_folder
@@ -145,6 +147,8 @@ def train(
     held = only_here(folder, lock, CheckpointError, wait=False) if save else nullcontext()
     with held, run_context(config.seed), side_by_side(threads) as each, stop_on_signal() as stopped:
         state = TrainingState(config, len(train_ids), device)
+        if config.start:
+            start_from(config, state)
         path = latest_checkpoint(resume, config.hash(digits.source)) if resume else None
         if path:
             restore(state, path, config, digits.source)
@@ -193,6 +197,22 @@ def train(
     if signal.SIGTERM in stopped:  # it was meant for the program, which may be about to train more
         signal.raise_signal(signal.SIGTERM)
     return run
+
+
+def start_from(config: Config, state: TrainingState) -> None:
+    """Give the networks of a run that begins the weights of the released checkpoint `start`.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: it has other tensors.
+    """
+    weights = load_model(released_checkpoint(config.start)).state_dict()
+    try:
+        for model in (state.model, state.average.model):
+            model.load_state_dict(weights)
+    except RuntimeError:
+        fault = f"start is {config.start!r}, which has other tensors than model {config.model!r}"
+        raise ConfigError(f"{fault}; name a recipe with the same network") from None
 
 
 def train_step(

@@ -250,12 +250,12 @@ def export(
     Args:
         folder: without it, the folder of the checkpoint
         tiny: write the smallest file instead, and its reader in plain numpy; for rounded weights,
-            as those of the recipe ternary
+            as those of the recipe tiny
     """
     from .use.export import export as write_formats
     from .use.tiny import export_tiny
 
-    path = checkpoint or mnistlib.released_checkpoint("ternary" if tiny else "best")
+    path = checkpoint or mnistlib.released_checkpoint("tiny" if tiny else "best")
     mnistlib.load_checkpoint(path)
     write = export_tiny if tiny else write_formats
     for file in write(path, mnistlib.load_mnist(), folder):

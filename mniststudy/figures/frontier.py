@@ -1,7 +1,7 @@
 """Notebook 07: how small a network can get, and what was tried at each size."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,13 +150,12 @@ def tried() -> pd.DataFrame:
 
 
 def error_vs_parameters(
-    points: pd.DataFrame, others: pd.DataFrame, claims: pd.DataFrame, title: str, subtitle: str = ""
+    curves: Mapping[str, pd.DataFrame], claims: pd.DataFrame, title: str, subtitle: str = ""
 ) -> None:
     """Draw test error against parameters, both logarithmic, with public claims as hollow points.
 
     Args:
-        points: the frontier, as `frontier` returns it.
-        others: further recipes, likewise.
+        curves: up to two frontiers by name, as `frontier` returns them.
         claims: columns `parameters`, `accuracy` and `source`.
         title: the finding.
         subtitle: what is shown, with n.
@@ -164,18 +163,16 @@ def error_vs_parameters(
     with figure(title, subtitle, (7, 4.4)) as (_, (ax,)):
         log_axis(ax.xaxis)
         log_axis(ax.yaxis)
-        x, y = points["parameters"], points["error"]
-        ax.fill_between(x, points["best"], points["worst"], color=TRAIN, alpha=0.18, lw=0)
-        ax.plot(x, y, "o-", color=TRAIN, ms=4)
-        # at the right of its point where the label before it is near
-        for spot, near in zip(zip(x, y, strict=True), x < 1.4 * x.shift(), strict=True):
-            place, side = ((0, -24), "left") if near else ((-3, -24), "right")
-            note(ax, "{:,}\n{:.2f} %".format(*spot), spot, place, color=TRAIN, ha=side)
-        for row in others.to_dict("records"):
-            spot = (row["parameters"], row["error"])
-            ax.plot(*spot, "o", color=REFERENCE, ms=4)
-            place, side = ((6, -6), "left") if spot[0] > 15_000 else ((-6, 2), "right")
-            note(ax, row["recipe"], spot, place, color=REFERENCE, ha=side)
+        for (name, points), color in zip(curves.items(), (TRAIN, REFERENCE), strict=False):
+            x, y = points["parameters"], points["error"]
+            ax.fill_between(x, points["best"], points["worst"], color=color, alpha=0.18, lw=0)
+            ax.plot(x, y, "o-", color=color, ms=4)
+            above = name == "alone" and len(curves) > 1
+            for spot in zip(x, y, strict=True):
+                place, side = ((4, 6), "left") if above else ((-3, -24), "right")
+                note(ax, "{:,}\n{:.2f} %".format(*spot), spot, place, color=color, ha=side)
+            last = (x.iloc[-1], y.iloc[-1])
+            note(ax, name, last, (10, -3), color=color, weight="bold", ha="left")
         for row in claims.to_dict("records"):
             name, spot = row["source"].split("/")[-1], (row["parameters"], 100 - row["accuracy"])
             ax.plot(*spot, "D", mfc="none", color=VALIDATION, ms=5)

@@ -163,8 +163,9 @@ def save_weights(run: Run, seen: Evaluation | None, folder: Path) -> None:
 
 def check_stackable(config: Config) -> None:
     """Raise ConfigError unless the seeds of a Config can be stacked."""
-    if (config.optimizer, config.slices) != ("sgd", 1) or config.dropout or config.cycle_momentum:
-        fault = "only sgd with constant momentum, one slice and no dropout can be stacked"
+    odd = config.dropout or config.cycle_momentum or config.start
+    if (config.optimizer, config.slices) != ("sgd", 1) or odd:
+        fault = "only sgd with constant momentum, one slice, no dropout and no start can be stacked"
         raise ConfigError(f"{fault}; set optimizer=sgd, cycle_momentum=false, slices=1, dropout=0")
 
 

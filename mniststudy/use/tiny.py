@@ -66,13 +66,13 @@ def to_tiny(network: nn.Module, spec: str) -> bytes:
 
     Args:
         network: from `build`, in eval mode.
-        spec: its name or spec, of the words w3, w7, w15, c, r, p and =, with the head `shared`.
+        spec: its name or spec, of the words w3 to w15, c, r, p and =, with the head `shared`.
 
     Raises:
         CheckpointError: the network has other words, or weights that are not rounded.
     """
     spec = MODELS.get(spec, spec)
-    if not re.fullmatch(r"w(3|7|15) ((w(3|7|15)|c\d+|r\d|p|=) )+shared", spec):
+    if not re.fullmatch(r"w(3|5|7|15) ((w(3|5|7|15)|c\d+|r\d|p|=) )+shared", spec):
         remedy = "write it with rounded weights, as w3 c8 r2 p shared, and train it"
         raise CheckpointError(f"the network is {spec!r}, which has no tiny format; {remedy}")
     number, written = _Number(), set()

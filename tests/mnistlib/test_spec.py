@@ -32,7 +32,7 @@ TOTALS = {
     # first layer, one or two separable convolutions, BatchNorms without a factor, linear head
     "net-682": 9 * 14 + (9 * 14 + 14 * 14) + 6 * 14 + 14 * 10 + 10,
     **{f"net-{n}": 9 * c + 2 * (9 * c + c * c) + 7 * c + 10 * c + 10 for n, c in SHRINKING.items()},
-    "ternary": 7_401,
+    "rounded-6174": 6_137,
     "net-20k": 9 * 16 + 8 * 9 * 256 + 9 * 2 * 16 + 49 + 160,
 }
 
@@ -250,7 +250,7 @@ def test_without_padding_maps_shrink_and_a_layer_can_be_used_until_nothing_is_le
         SpecNet("c4p r1v = = = = = = pooled")
 
 
-@pytest.mark.parametrize(("levels", "spread"), [(3, 1.4), (7, 0.73), (15, 0.42)])
+@pytest.mark.parametrize(("levels", "spread"), [(3, 1.4), (5, 1.06), (7, 0.73), (15, 0.42)])
 def test_rounded_weights_have_so_many_values_and_pass_the_gradient_on(levels, spread, pixels):
     model = SpecNet(f"c8 w{levels} c8 = w0 c4p full")
     exact, rounded = model[0][0], model[1][0]
@@ -290,7 +290,7 @@ NO_WORDS = [
     "P",
     "c8pp",
     "s8k4",
-    "w5",
+    "w4",
     "c8pv",
 ]
 

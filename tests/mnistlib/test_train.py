@@ -201,6 +201,17 @@ def test_mining_that_has_no_effect_is_said(quick):
         quick(config, save=False)
 
 
+def test_fine_tuning_starts_from_a_released_network_with_the_same_tensors(quick):
+    slow = {"start": "best-6174", "epochs": 1, "max_lr": 1e-8, "weight_decay": 0.0, "dropout": 0.0}
+    tuned = quick(replace(QUICK, model="rounded-6174", **slow)).model.state_dict()
+    for name, weight in load_model("best-6174").named_parameters():
+        torch.testing.assert_close(tuned[name], weight, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="start is 'best-6174', which has other tensors than mod"):
+        quick(replace(QUICK, model="net-7918", **slow))
+    with pytest.raises(CheckpointError, match="no released checkpoint of 'fast'"):
+        quick(replace(QUICK, **slow | {"start": "fast"}))
+
+
 def test_a_run_describes_itself_in_one_line(whole):
     text = f"{100 - whole.history[-1]['val_acc']:.2f} % error on 100 validation images"
     cost = f"{whole.seconds:.0f} s, 13,912 parameters"

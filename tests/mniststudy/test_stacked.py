@@ -88,6 +88,7 @@ def test_a_stacked_seed_is_the_run_that_it_is_alone(tiny_digits, double):
         [configure("reference")],
         [replace(SHORT, slices=2)],
         [replace(SHORT, dropout=0.1)],
+        [replace(SHORT, start="best-6174")],
     ],
 )
 def test_configs_that_cannot_be_stacked_are_refused(configs, tiny_digits):

@@ -31,7 +31,7 @@ def network(spec: str) -> nn.Module:
 
 @pytest.mark.parametrize(
     "spec",
-    ["ternary", "w15 c4 p c6 p shared", "w3 c8 c8 = p w7 r1 p = shared", "w7 c5 p p p shared"],
+    ["rounded-6174", "w15 c4 p c6 p shared", "w3 c8 c8 = p w7 r1 p = shared", "w7 c5 p p p shared"],
 )
 def test_the_reader_gives_the_logits_of_torch_but_for_the_rounding_of_factors(spec):
     model, images = network(spec), load_mnist("sample").train_images[:200]
@@ -44,13 +44,13 @@ def test_the_reader_gives_the_logits_of_torch_but_for_the_rounding_of_factors(sp
 
 
 def test_weights_take_little_more_than_their_entropy():
-    model = network("ternary")
+    model = network("rounded-6174")
     bits = 0.0
     for conv in {m for m in model.modules() if isinstance(m, nn.Conv2d)}:
         _, counts = conv.rounded()[0].unique(return_counts=True)
         bits -= float((counts * (counts / counts.sum()).log2()).sum())
-    others = 104 * 2 + 10  # a factor and a shift for each channel, and a factor for each class
-    assert bits / 8 < len(to_tiny(model, "ternary")) < bits / 8 + others + 60
+    others = 94 * 2 + 10  # a factor and a shift for each channel, and a factor for each class
+    assert bits / 8 < len(to_tiny(model, "rounded-6174")) < bits / 8 + others + 60
 
 
 @pytest.mark.parametrize(
