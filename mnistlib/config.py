@@ -230,7 +230,7 @@ RECIPES: dict[str, Config] = {
     "best-920": Config(model="net-920", epochs=100, **_SHRINKING),
     "best-1816": Config(model="net-1816", epochs=100, **_SHRINKING),
     "best-3466": Config(model="net-3466", epochs=100, **_SHRINKING),
-    # Smallest file: the released `best-6174` with rounded weights, trained on for a fifth of its
+    # Smallest file: the released `best-6174` with rounded weights, trained on for less than half its
     # time, taught by the six released networks that were trained on all images
     "tiny": Config(
         model="rounded-6174",

@@ -15,7 +15,8 @@ OTHER = {
     "anneal": "linear", "cycle_momentum": False, "weight_decay": 0.0, "dropout": 0.1,
     "label_smoothing": 0.1, "elastic": 0.5,
     "degrees": 5.0, "pixels": 1.0, "scale": 0.1, "shear": 3.0,
-    "ema_decay": 0.9, "norm_images": 500, "pool": "0123abcd", "split": "last", "seed": 1,
+    "ema_decay": 0.9, "norm_images": 500, "pool": "0123abcd", "start": "best",
+    "split": "last", "seed": 1,
 }  # fmt: skip
 NO_RESULT = {"device": "cpu", "threads": 2}
 
@@ -49,6 +50,7 @@ def test_values_from_papermill_are_cast_and_have_one_hash(name, given, kept):
         ("model", "c16k5s2 q p full", "'q' is no layer"),
         ("device", "tpu", "one of auto, cpu, cuda, mps, xpu"),
         ("pool", "0123456G", "eight hex digits"),
+        ("start", "a/b.pth", "the name of a recipe"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_field_the_value_and_what_is_allowed(name, value, allowed):

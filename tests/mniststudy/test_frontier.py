@@ -42,10 +42,11 @@ def test_what_was_tried_are_runs_on_unseen_writers_alone():
 
 def test_the_figure_has_each_point_with_its_number_and_each_claim_with_its_name(axes):
     claims = pd.DataFrame({"parameters": [697], "accuracy": [99.03], "source": ["site/who/name"]})
-    points, others = (frontier.frontier([recipe]) for recipe in ("reference", "best"))
-    frontier.error_vs_parameters(points, others, claims, "title")
+    curves = {name: frontier.frontier([name]) for name in ("reference", "best")}
+    frontier.error_vs_parameters(curves, claims, "title")
     (ax,) = axes()
-    assert [t.get_text() for t in ax.texts] == ["13,912\n0.62 %", "best", "name"]
+    shown = [t.get_text() for t in ax.texts]
+    assert shown == ["13,912\n0.62 %", "reference", "13,912\n0.35 %", "best", "name"]
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
