@@ -230,12 +230,12 @@ RECIPES: dict[str, Config] = {
     "best-920": Config(model="net-920", epochs=100, **_SHRINKING),
     "best-1816": Config(model="net-1816", epochs=100, **_SHRINKING),
     "best-3466": Config(model="net-3466", epochs=100, **_SHRINKING),
-    # Smallest file: the released `best-6174` with rounded weights, trained on for less than half its
-    # time, taught by the six released networks that were trained on all images
+    # Smallest file: the released `best-6174` with rounded weights, trained on for less than half of
+    # its time, taught by the six released networks that were trained on all images
     "tiny": Config(
         model="rounded-6174",
         start="best-6174",
-        epochs=20,
+        epochs=40,
         **_TAUGHT | {"pool": "80243226", "max_lr": 0.03, "norm_images": 10_000},
     ),
 }
