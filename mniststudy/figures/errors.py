@@ -19,6 +19,8 @@ from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
 from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, show_digit
 
+from ..use.pictures import centre
+
 COLORS = {"best": TRAIN, "smoothed": VALIDATION, "reference": REFERENCE}
 
 
@@ -42,15 +44,18 @@ def _shift(images: Tensor, pixels: float) -> np.ndarray:
 
 
 def _rotate(images: Tensor, degrees: float) -> np.ndarray:
-    """Rotate the images in turn one way and the other."""
-    turns = zip(images.numpy(), itertools.cycle([degrees, -degrees]), strict=False)
-    return np.stack([ndimage.rotate(i, a, (2, 1), reshape=False, order=1) for i, a in turns])
+    """Rotate the images in turn one way and the other, about pixel 14, MNIST's centre of mass."""
+    odd = F.pad(images, [0, 1, 0, 1])  # 29x29: pixel 14 is in the middle
+    turns = zip(odd.numpy(), itertools.cycle([degrees, -degrees]), strict=False)
+    turned = [ndimage.rotate(i, a, (2, 1), reshape=False, order=1) for i, a in turns]
+    return np.stack(turned)[..., :28, :28]
 
 
 def _zoom(images: Tensor, factor: float) -> Tensor:
+    """Scale the images about pixel 14, MNIST's centre of mass, to a whole pixel."""
     zoomed = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
-    spare = 28 - zoomed.shape[-1]  # negative: the border is cut off
-    return F.pad(zoomed, [spare // 2, spare - spare // 2] * 2)
+    before = round(14.5 * (1 - factor))  # negative: the border is cut off
+    return F.pad(zoomed, [before, 28 - zoomed.shape[-1] - before] * 2)
 
 
 def _add_noise(images: Tensor, sd: float) -> Tensor:
@@ -196,9 +201,6 @@ def frame(images: Tensor, mode: str = "bicubic") -> Tensor:
     Returns:
         `(N, 1, 28, 28)` uint8.
     """
-    framed = []
-    for digit in F.interpolate(images[:, None], (20, 20), mode=mode).clamp(0, 1):  # (1, 20, 20)
-        _, *middle = ndimage.center_of_mass(digit.numpy())
-        top, left = (round(13.5 - place) for place in middle)
-        framed.append(F.pad(digit, [left, 8 - left, top, 8 - top]))  # cuts off where negative
-    return (255 * torch.stack(framed)).round().to(torch.uint8)
+    large = F.interpolate(images[:, None], (20, 20), mode=mode).clamp(0, 1)  # (N, 1, 20, 20)
+    grey = (255 * large).round().to(torch.uint8).numpy()
+    return torch.from_numpy(np.stack([centre(digit[0])[None] for digit in grey]))

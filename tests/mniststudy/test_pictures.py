@@ -15,6 +15,7 @@ from mniststudy.cli import main
 from mniststudy.use.pictures import (
     FORMATS,
     Calibration,
+    centre,
     find_marks,
     read_marks,
     read_picture,
@@ -90,7 +91,7 @@ def test_28x28_grey_on_grey_gets_the_contrast_of_mnist(digits, answers):
 
 
 def test_a_drawn_digit_of_any_colours_is_fitted_to_20x20_and_centred_by_mass(tmp_path):
-    middle = torch.arange(28, dtype=torch.float64) - 13.5
+    middle = torch.arange(28, dtype=torch.float64) - 14
     for mode, ink, ground, name in (
         ("L", 0, 255, "dark.png"),
         ("1", 0, 1, "bits.png"),
@@ -115,6 +116,30 @@ def test_a_drawn_digit_of_any_colours_is_fitted_to_20x20_and_centred_by_mass(tmp
         assert (digit == 0).double().mean() > 0.5, name  # the ground is dark
 
 
+def test_each_digit_of_mnist_cut_out_is_put_back_where_it_was():
+    for image in load_mnist("sample").train_images[:, 0].numpy():
+        rows, columns = (np.flatnonzero(image.any(axis)) for axis in (1, 0))
+        cut = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        np.testing.assert_array_equal(centre(cut), image)
+        np.testing.assert_array_equal(centre(np.pad(cut, ((0, 3), (5, 0)))), image)
+
+
+def test_ink_that_is_heavy_on_one_side_stays_within_the_image():
+    ink = np.ones((20, 20), np.uint8)
+    ink[:, -1] = 255
+    assert np.flatnonzero(centre(ink).any(0)).tolist() == list(range(20))
+
+
+def test_both_edges_of_the_shorter_side_are_equally_grey_as_in_mnist():
+    for side, width in ((100, 24), (100, 46), (101, 59), (101, 75), (300, 282)):
+        for crop in (np.ones((side, width)), np.ones((width, side))):
+            image = to_mnist(crop)
+            across = image[image.any(1)][:, image.any(0)].astype(int)
+            assert [length % 2 for length in across.shape] == [0, 0]
+            assert abs(across - across[::-1, ::-1]).max() <= 1
+            assert across.sum() / 255 == pytest.approx(400 * width / side, rel=0.03)
+
+
 def test_the_strokes_of_mnist_are_as_bright_and_as_wide_after_the_way_through_a_page(digits):
     """Enlarged fivefold and brought back, a digit differs little from the original."""
     for image in digits:
@@ -122,7 +147,7 @@ def test_the_strokes_of_mnist_are_as_bright_and_as_wide_after_the_way_through_a_
         before, after = image.float(), mark.image.float()
         assert abs(after.mean() / before.mean() - 1) < 0.3
         shifted = [torch.roll(after, (a, b), (1, 2)) for a in (-1, 0, 1) for b in (-1, 0, 1)]
-        assert min(float((before - s).abs().mean()) for s in shifted) < 16
+        assert min(float((before - s).abs().mean()) for s in shifted) < 12
 
 
 def test_a_hairline_is_thickened_to_a_stroke_and_read(answers):
