@@ -50,6 +50,7 @@ def model_card(checkpoint: Path, folder: Path | None = None) -> str:
         fitted_on=_listed(calibration.twin or {}) or "none, both are defaults",
         robustness=_robustness(name),
         pictures=read_results("pictures").to_markdown(index=False, intfmt=","),
+        runtimes=_runtimes(),
         files=_files([path for file in names if (path := folder / file).is_file()]),
     )
 
@@ -82,6 +83,13 @@ def _robustness(name: str) -> str:
     seen = rows["severity"].map("{:g}: ".format) + rows["accuracy"].map("{:.2f}".format)
     cases = seen.groupby(rows["case"], sort=False).agg(", ".join)
     return cases.to_markdown(headers=["case", "severity: accuracy in percent"])
+
+
+def _runtimes() -> str:
+    """Return what `make runtimes` found in the ONNX files of `best`."""
+    heads = ["runtime", "images", "float", "int8", "int8 right", "what to do"]
+    rows = read_results("runtimes").convert_dtypes().astype(object).fillna("not read")
+    return rows.to_markdown(index=False, intfmt=",", headers=heads)
 
 
 def _files(paths: Sequence[Path]) -> str:
