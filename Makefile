@@ -14,7 +14,7 @@ export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run reference release ablations frontier tiny shapes bench steps latency test stress browser lint unit nbval
-.PHONY: lab notebooks site lock clean help
+.PHONY: runtimes lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
 	@$(BIN)/mnist notebooks
@@ -87,6 +87,18 @@ stress: $(READY)         ## try the faults at length and write outputs/results/f
 
 browser: $(READY)        ## try the page to draw on and JupyterLab in an installed Chromium or Chrome (minutes)
 	@$(BIN)/python -m pytest -m browser tests/browser
+
+# OpenCV 5 is in their environment, 4 beside it
+RUNTIMES := build/runtimes
+runtimes: $(READY)       ## try the ONNX files of `best` in foreign runtimes (minutes; needs clang)
+	@$(BIN)/python tests/foreign/runtimes.py expect $(RUNTIMES)/digits.npz
+	@$(PYTHON) -m venv $(RUNTIMES)/venv
+	@$(RUNTIMES)/venv/bin/python -m pip install -q -r tests/foreign/requirements.txt
+	@$(RUNTIMES)/venv/bin/python -m pip install -q --upgrade --no-deps --target $(RUNTIMES)/opencv4 \
+		opencv-python-headless==4.13.0.92
+	@$(RUNTIMES)/venv/bin/python tests/foreign/runtimes.py check $(RUNTIMES)/digits.npz
+	@PYTHONPATH=$(RUNTIMES)/opencv4 $(RUNTIMES)/venv/bin/python tests/foreign/runtimes.py check \
+		$(RUNTIMES)/digits.npz OpenCV
 
 lint: $(READY)           ## style, format, types, and which file may import which
 	@$(BIN)/ruff check --no-cache .
