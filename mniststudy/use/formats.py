@@ -71,7 +71,7 @@ def to_int8(file: bytes, images: Tensor) -> bytes:
         # Weights of seven bits: with eight, 16-bit sums saturate on processors without VNNI, and
         # 8 of 2,000 answers depended on the processor. As QDQ, unsigned and of these operators, for
         # OpenVINO, TVM, OpenCV 5 and generators of C refuse or misread QLinearConv. Never Softmax,
-        # one everywhere in tract, or Gemm, which OpenCV 4.13 gets right for a batch's first row only
+        # one everywhere in tract, or Gemm, which OpenCV 4.13 gets right for the first image only
         quantization.quantize_static(
             model, path := Path(folder, "int8.onnx"),
             SimpleNamespace(get_next=lambda: next(feed, None)),
