@@ -14,8 +14,8 @@ from sphinx import addnodes
 from sphinx.util import logging
 
 DRAW = "outputs/checkpoints/best/draw.html"
-ORDER = ("outputs/checkpoints/best/MODEL_CARD", "docs/draw", "outputs/LOG", "outputs/README")
-ORDER += ("REFERENCES", "CONTRIBUTING")
+ORDER = ("outputs/checkpoints/best/MODEL_CARD", "docs/draw", "docs/surprises", "outputs/LOG")
+ORDER += ("outputs/README", "REFERENCES", "CONTRIBUTING")
 
 project = html_title = "mnistlib"
 language = "en"
