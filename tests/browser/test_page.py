@@ -73,12 +73,24 @@ def test_the_network_sees_the_drawing_as_mnist_would_have_it(open_page):
     assert 18 <= max(sides) <= 20
     assert seen.max() == 255
     middle = [float((seen.sum(i) * torch.arange(28)).sum() / seen.sum()) for i in (0, 1)]
-    assert middle == pytest.approx([13.5, 13.5], abs=0.6)
+    assert middle == pytest.approx([14, 14], abs=0.5)
     painted = page.evaluate(
         "() => Array.from(document.getElementById('input').getContext('2d')"
         ".getImageData(0, 0, 28, 28).data).filter((_, i) => i % 4 === 0)"
     )
     assert painted == seen.flatten().int().tolist()
+
+
+def test_each_digit_of_mnist_in_a_corner_is_put_back_where_it_was(open_page):
+    page, images = open_page(), load_mnist("sample").train_images[:, 0]
+    ask = "all => all.map(pixels => Array.from(mnist.centre(new Float32Array(pixels))))"
+    firsts = [tuple(int(i.any(axis).nonzero()[0]) for axis in (1, 0)) for i in images]
+    pairs = zip(images, firsts, strict=True)
+    moved = torch.stack([i.roll((-top, -left), (0, 1)) for i, (top, left) in pairs]).flatten(1)
+    assert len(moved) == 5000
+    for some, before in zip(moved.split(500), images.split(500), strict=True):
+        back = torch.tensor(page.evaluate(ask, some.tolist()), dtype=torch.uint8)
+        assert torch.equal(back.view(-1, 28, 28), before)
 
 
 def test_the_answer_changes_while_one_draws(open_page):
