@@ -120,7 +120,7 @@ def iree(file: Path) -> Answer:
 def emx(file: Path) -> Answer:
     source, library = (Path(mkdtemp(), name) for name in ("best.c", "best.so"))
     generator = Path(sys.executable).with_name("emx-onnx-cgen")
-    subprocess.run([generator, "compile", file, source], check=True)
+    subprocess.run([generator, "compile", file, source], check=True, stdout=subprocess.DEVNULL)
     flags = ["-O2", "-fPIC", "-shared", "-lm"]
     subprocess.run(["cc", source, "-o", library, *flags], check=True)
     function = ctypes.CDLL(str(library)).model
