@@ -224,8 +224,7 @@ RECIPES: dict[str, Config] = {
     "best-3500": Config(model="net-3500", epochs=100, **_SMALL | _MEDIUM | {"max_lr": 0.12}),
     "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
     "best-1000": Config(model="net-1000", epochs=45, **_SMALL),
-    "best-697": Config(model="net-697", epochs=70, **_SMALL),
-    # The smallest in a shape that trains twice as fast
+    # The smallest, in a shape that trains in less than half the time
     "best-682": Config(model="net-682", epochs=100, **_SHRINKING),
     "best-920": Config(model="net-920", epochs=100, **_SHRINKING),
     "best-1816": Config(model="net-1816", epochs=100, **_SHRINKING),

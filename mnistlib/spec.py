@@ -51,7 +51,7 @@ MODELS = {
     "net-920": "upright beta c13p rs2v = = linear",
     "net-1816": "upright beta c21p rs2v = = linear",
     "net-3466": "upright beta c32p rs2v = = linear",
-    # `net-6174` with 5,876 weights of five values each, the others of seven
+    # `net-6174`, of whose weights 5,688 have five values and the others seven
     "rounded-6174": "w7 c8 w5 r2 p c14 r2 p = w7 shared",
     # deeper than wide, without a head of half its parameters
     "net-20k": "c16 r2 p r2 r1 p r2 r1 shared",

@@ -103,7 +103,7 @@ def test_hashes_are_those_in_the_ledger_whatever_is_renamed_or_added():
         "sprint": "67e73c71", "smoothed": "21989fa6", "smoothed-20k": "9d1f8129",
         "teacher": "4edc002f", "best": "7a85a099", "best-20k": "ad29e5aa",
         "best-7918": "d319e013", "best-6174": "864a45d3", "best-3500": "7fe310e4",
-        "best-1936": "9e00bd18", "best-1000": "dab8b274", "best-697": "50eb7ccc",
+        "best-1936": "9e00bd18", "best-1000": "dab8b274",
         "best-682": "8f2d0f70", "best-920": "58325507", "best-1816": "c34b1a09",
         "best-3466": "27f3d9a5", "tiny": "ad2e82ff",
     }  # fmt: skip

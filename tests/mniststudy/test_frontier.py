@@ -1,5 +1,7 @@
 """The frontier: its rows come from the ledger, and its figures draw what they say."""
 
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ import torch
 from mnistlib import RECIPES, build
 from mniststudy.figures import frontier
 from mniststudy.runs.ledger import LedgerError, read_results, runs_for
+from mniststudy.runs.stacked import check_stackable
 
 
 @pytest.fixture
@@ -33,6 +36,32 @@ def test_a_recipe_without_two_tested_runs_is_named(monkeypatch):
         frontier.frontier(["fast"])
 
 
+def test_the_protocol_gives_each_network_as_many_images_alone_and_taught():
+    found = frontier.protocol()
+    assert len(set(found)) == len(found) == 8 * 20 + 4 * 20 + 4 * 5
+    assert {config.epochs * config.epoch_images for config in found} == {1_500_000}
+    assert {config.split for config in found} == {"none"}  # all images, so the test set is read
+    counts = Counter((config.model, bool(config.pool)) for config in found)
+    assert {n for (_, taught), n in counts.items() if not taught} == {20}
+    assert {name: counts[name, True] for name in ("net-682", "net-20k")} == {
+        "net-682": 5,
+        "net-20k": 20,
+    }
+    assert found[0] == RECIPES["best-682"]  # which is in the ledger already
+    for config in found:
+        check_stackable(config)
+
+
+def test_each_shape_is_timed_in_turn(monkeypatch, tmp_path):
+    monkeypatch.setenv("MNISTLIB_RUNS", str(tmp_path))
+    monkeypatch.setattr(frontier, "time_our_loop", lambda config, *_: (len(config.model), 0.0))
+    monkeypatch.setattr(frontier, "load_mnist", lambda: None)
+    table = read_results("shapes", frontier.time_shapes(["net-682", "net-3466"], 2).parent)
+    assert table["name"].tolist() == ["net-682", "net-3466"] * 2
+    assert table["seconds"].tolist() == [7, 8] * 2
+    assert table["parameters"].tolist() == [682, 3466] * 2
+
+
 def test_what_was_tried_are_runs_on_unseen_writers_alone():
     found, runs = frontier.tried(), read_results()
     held_out = runs[runs["split"].str.startswith("writers") & runs["test_accuracy"].isna()]
@@ -46,7 +75,7 @@ def test_the_figure_has_each_point_with_its_number_and_each_claim_with_its_name(
     frontier.error_vs_parameters(curves, claims, "title")
     (ax,) = axes()
     shown = [t.get_text() for t in ax.texts]
-    assert shown == ["13,912\n0.62 %", "reference", "13,912\n0.35 %", "best", "name"]
+    assert shown == ["reference", "13,912\n0.35 %", "best", "name"]
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 

@@ -33,7 +33,7 @@ SHORT = "--batch-size 50 --epoch-images 100 --epochs 1 --device cpu"
 # what a sentence leaves out, and what makes a command short or has it write elsewhere
 OMITTED = {
     "mnist teach": "TEACHERS", "mnist train --resume": "CHECKPOINT",
-    "mnist sweep --stacked": "--recipe best-697",
+    "mnist sweep --stacked": "--recipe best-682",
 }  # fmt: skip
 SHORTER = {
     "train": SHORT, "sweep": f"{SHORT} --seeds 0:2", "teach": "--views 1", "report": "--check",

@@ -58,9 +58,10 @@ def test_each_row_of_the_ledger_is_reproduced_by_its_config_and_ends_as_its_hist
 
 def test_the_recipes_are_the_ones_that_were_run():
     recipes = ["reference", "reference-fast", "sprint", "smoothed", "smoothed-20k", "teacher"]
-    for recipe in [*recipes, *BUDGETS.values(), "fast"]:
+    seeds = {"fast": 40, "best-682": 10, "tiny": 4}  # the last two on two cores
+    for recipe in [*recipes, *BUDGETS.values(), "fast", "tiny"]:
         rows = runs_for(RECIPES[recipe])
-        assert set(range(40 if recipe == "fast" else 20)) <= set(rows["seed"])
+        assert set(range(seeds.get(recipe, 20))) <= set(rows["seed"])
         assert set(rows["epochs"]) == {RECIPES[recipe].epochs}
 
 
@@ -94,7 +95,11 @@ def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
     contents = [load_checkpoint(p) for p in sorted((CHECKPOINTS / "teacher/seeds").glob("*.pth"))]
     assert [content["config"]["seed"] for content in contents] == list(range(20))
     name = pool_name(contents, made_of(contents, "mnist", RECIPES["teacher"], 20))
-    assert {c.pool for c in RECIPES.values()} == {"", name}
+    names = ("best", "best-20k", "best-7918", "best-6174", "smoothed", "teacher")
+    released = [load_checkpoint(name) for name in names]
+    others = pool_name(released, made_of(released, "mnist", RECIPES["teacher"], 20))
+    assert {c.pool for c in RECIPES.values()} == {"", name, others}
+    assert RECIPES["tiny"].pool == others
 
 
 def test_the_ledger_says_what_each_pool_was_made_of():
