@@ -336,7 +336,8 @@ def test_help_shows_every_setting_as_the_recipe_has_it(capsys, monkeypatch):
     for command, left_out in (("train", ""), ("sweep", "seed")):
         said = ends(f"{command} --recipe best --help", capsys)[1].partition("settings options")[2]
         shown = {k.replace("-", "_"): v for k, v in re.findall(option, " ".join(said.split()))}
-        settings = {k: str(v) for k, v in vars(RECIPES["best"]).items() if k != left_out}
+        values = vars(RECIPES["best"]).items()
+        settings = {k: str(v) or "''" for k, v in values if k != left_out}
         assert shown == settings
 
 

@@ -214,7 +214,7 @@ def timed(tmp_path):
     trained = table["name"].isin(["quick", "bfloat16"])
     table["config_hash"] = trained.map({True: config.hash("mnist"), False: "00000000"})
     usual = {"kind": "step", "images": 100, "whole_images": 1000}
-    usual |= {"evaluation_seconds": 0.5, "evaluations": 2}
+    usual |= {"evaluation_seconds": 0.5, "evaluations": 2, "repetition": 1, "threads": 1}
     table.assign(**usual).to_csv(tmp_path / "speed.csv", index=False)
     rows = []
     for seed, accuracy in [(0, 99.1), (1, 99.2), (2, 99.3), (100, 90.0)]:
