@@ -79,8 +79,11 @@ def protocol() -> list[Config]:
 def train_protocol() -> None:
     """Train what is missing of the protocol, stacked on a GPU; the rows are kept as they come."""
     configs, on_gpu = protocol(), torch.cuda.is_available()
-    known = pool_folder(RECIPES["best"].pool).is_dir()
-    configs = [config for config in configs if known or not config.pool]
+    if not pool_folder(RECIPES["best"].pool).is_dir():
+        configs = [config for config in configs if not config.pool]
+        print(
+            "There is no pool, so none is taught: mnist teach outputs/checkpoints/teacher/seeds/*"
+        )
     (sweep_stacked if on_gpu else sweep)(configs, test=True, data="mnist")
 
 

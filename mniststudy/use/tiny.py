@@ -135,10 +135,11 @@ def measure(checkpoint: Path, digits: Digits) -> tuple[bytes, dict[str, Any]]:
 
 
 def measure_all(checkpoints: Iterable[Path]) -> Path:
-    """Add a row for each checkpoint to the table `tiny` of the runs; return its path."""
+    """Write the table `tiny` of the runs anew, a row for each checkpoint; return its path."""
     path, digits = runs_folder() / "tiny.csv", load_mnist("mnist")
-    for checkpoint in checkpoints:
-        append_rows(path, TINY_COLUMNS, [measure(checkpoint, digits)[1]])
+    rows = [measure(checkpoint, digits)[1] for checkpoint in checkpoints]
+    path.unlink(missing_ok=True)
+    append_rows(path, TINY_COLUMNS, rows)
     return path
 
 

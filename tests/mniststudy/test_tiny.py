@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from mnistlib import CheckpointError, Config, build, load_mnist, train
+from mnistlib import (
+    CheckpointError,
+    Config,
+    build,
+    load_mnist,
+    load_model,
+    released_checkpoint,
+    train,
+)
 from mniststudy.cli import main
 from mniststudy.use.read_tiny import read
 from mniststudy.use.tiny import READER, to_tiny
@@ -78,3 +86,13 @@ def test_the_exported_files_are_read_without_torch(tmp_path, capsys):
         assert ran.stdout.split() == [str(k) for k in wanted]
         assert "torch" not in ran.stderr
     assert len((tmp_path / READER.name).read_text().splitlines()) <= 60
+
+
+def test_the_committed_file_reads_digits_as_its_network_does_through_the_committed_reader():
+    folder = released_checkpoint("tiny").parent
+    assert (folder / READER.name).read_bytes() == READER.read_bytes()
+    images = load_mnist("sample").train_images[:500]
+    found = read((folder / "tiny.tiny").read_bytes(), images[:, 0].numpy()).argmax(1)
+    with torch.no_grad():
+        wanted = load_model("tiny")(images).argmax(1).numpy()
+    assert (found != wanted).sum() <= 1  # factors are rounded
