@@ -220,7 +220,7 @@ RECIPES: dict[str, Config] = {
     ),
     "best-7918": Config(model="net-7918", epochs=100, **_TAUGHT),
     "best-6174": Config(model="net-6174", epochs=90, **_TAUGHT),
-    # Still smaller ones, on their own: teachers did not help them (notebook 07)
+    # Still smaller ones, on their own: teachers did not help them (notebook 05)
     "best-3500": Config(model="net-3500", epochs=100, **_SMALL | _MEDIUM | {"max_lr": 0.12}),
     "best-1936": Config(model="net-1936", epochs=55, **_SMALL),
     "best-1000": Config(model="net-1000", epochs=45, **_SMALL),

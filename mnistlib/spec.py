@@ -36,7 +36,7 @@ MODELS = {
     # the reference's blocks on 7x7 maps: 18,216 parameters, under a third of the
     # multiply-accumulates, about a quarter of the activations
     "early": "c24k5s2p x16 r2 r2 full",
-    # the networks of notebook 07, within so many parameters. The first three use two separable
+    # the networks of notebook 05, within so many parameters. The first three use two separable
     # convolutions in all of their blocks, on 14x14 and 7x7 maps; from 3,500 on there is room for
     # full convolutions on 28x28 maps, a layer of its own for each size, and a 7x7 window
     "net-697": "c9p rs2 = = p = = pooled",

@@ -1,4 +1,4 @@
-"""Notebook 10: calibration, saliency, robustness, digits from elsewhere."""
+"""Notebook 09: calibration, saliency, robustness, digits from elsewhere."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Notebook 07: how small a network can get, and what was tried at each size."""
+"""Notebook 05: how small a network can get, and what was tried at each size."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Notebook 09: trainings that are killed and resumed, or repeated in another process."""
+"""Notebook 11: trainings that are killed and resumed, or repeated in another process."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Notebook 05: how far final errors spread over seeds, and the gain that so many seeds can show."""
+"""Notebook 07: how far final errors spread over seeds, and the gain that so many seeds can show."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

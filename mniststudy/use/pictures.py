@@ -1,4 +1,4 @@
-"""The command `predict` and notebook 11: from the reader's own pictures to readings."""
+"""The command `predict` and notebook 10: from the reader's own pictures to readings."""
 
 import io
 import math

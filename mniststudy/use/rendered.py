@@ -1,4 +1,4 @@
-"""Synthetic pages for notebook 11 and calibration: rendered, then read, then counted."""
+"""Synthetic pages for notebook 10 and calibration: rendered, then read, then counted."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -86,7 +86,7 @@ def changed(folder: Path, **fields) -> Path:
 
 
 def main() -> None:
-    """Write the picture of the page that notebook 11 and the README show."""
+    """Write the picture of the page that notebook 10 and the README show."""
     path = ROOT / "outputs" / "figures" / "draw_page.png"
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1900}, color_scheme="light")

@@ -251,9 +251,9 @@ def test_export_and_notebooks_pass_on_what_they_are_given(desk, capsys, loads_ti
     assert (export.call_args[0][0], export.call_args[0][2]) == (Path("good.pth"), Path("new"))
     monkeypatch.setattr("mniststudy.notebooks.run_notebooks", execute)
     monkeypatch.setattr("mniststudy.notebooks.summarise", lambda *_: "a summary")
-    assert run("notebooks 03 05 -p seed 1 --parameter pool 1e234567 --folder here") == 0
+    assert run("notebooks 03 07 -p seed 1 --parameter pool 1e234567 --folder here") == 0
     (paths, parameters, folder), _ = execute.call_args
-    assert [path.name[:2] for path in paths] == ["03", "05"]
+    assert [path.name[:2] for path in paths] == ["03", "07"]
     assert (parameters, folder) == ({"seed": "1", "pool": "1e234567"}, Path("here"))
     assert re.search(r"\na summary\nall in      \d+ s\n", capsys.readouterr().out)
 

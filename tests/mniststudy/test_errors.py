@@ -1,4 +1,4 @@
-"""What notebook 10 shows: changed images are changed as named, figures show what is there."""
+"""What notebook 09 shows: changed images are changed as named, figures show what is there."""
 
 import math
 

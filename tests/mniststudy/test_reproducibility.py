@@ -1,4 +1,4 @@
-"""What notebook 09 compares runs by tells any bit; the notebook itself kills and repeats runs."""
+"""What notebook 11 compares runs by tells any bit; the notebook itself kills and repeats runs."""
 
 import sys
 from dataclasses import replace

@@ -109,7 +109,7 @@ def test_every_link_on_the_site_leads_somewhere_and_nothing_is_loaded_from_elsew
 
 def test_formulas_are_drawn_without_a_script_and_the_site_stays_small(site):
     folder, _ = site
-    text = (folder / "notebooks" / "05_how_sure_are_we.html").read_text(encoding="utf-8")
+    text = (folder / "notebooks" / "07_how_sure_are_we.html").read_text(encoding="utf-8")
     assert text.count("<math ") > 5
     assert "<msqrt>" in text
     assert not re.search(r"<script[^>]*(mathjax|katex)", text, re.IGNORECASE)
