@@ -40,12 +40,14 @@ html_copy_source = html_use_index = html_show_sphinx = html_show_copyright = Fal
 
 
 def prepare_source(app, docname, source):
-    """Give README the contents in the sidebar, and links into notebooks the site's anchors."""
+    """Give README the contents, links into notebooks the site's anchors; leave out checks."""
     if docname == root_doc:
         found = app.project.docnames
         listed = sorted(name for name in found if name.startswith("notebooks/"))
         listed += [name for name in ORDER if name in found]
         source[0] += "\n".join(["", "```{toctree}", ":hidden:", "Overview <self>", *listed, "```"])
+    # cells that only check; `check` closes them in JupyterLab
+    source[0] = re.sub(r'(?<=")check(?="\s*[],])', "remove-cell", source[0])
     # Jupyter's anchor is the heading with dashes, GitHub's has neither capitals nor punctuation
     source[0] = re.sub(
         r"(\.ipynb#)([^)\s]+)", lambda m: m[1] + re.sub(r"[^\w-]", "", m[2].lower()), source[0]

@@ -17,6 +17,11 @@ from torch import Tensor
 
 STYLE = Path(__file__).with_name("mnistlib.mplstyle")
 TRAIN, VALIDATION, REFERENCE, QUIET = "#3f90da", "#e76300", "#717581", "#94a4a2"
+# the same colour for the same recipe in every figure
+RECIPE_COLORS = {
+    "reference": REFERENCE, "reference-fast": "#832db6", "fast": "#a96b59", "sprint": "#bd1f01",
+    "smoothed": VALIDATION, "best": TRAIN,
+}  # fmt: skip
 
 
 def log_axis(axis: XAxis | YAxis, marks: Sequence[int] = (1, 2, 5)) -> None:
@@ -45,7 +50,7 @@ def figure(
         fig, axes = plt.subplots(figsize=size, squeeze=False, **grid)
         fig.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         if subtitle:
-            axes.flat[0].set_title(subtitle, fontsize=8.5, fontweight="normal", color="#555555")
+            axes.flat[0].set_title(subtitle, fontsize=9, fontweight="normal", color="#555555")
         yield fig, axes.ravel()
 
 
@@ -53,7 +58,7 @@ def note(
     ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float] = (0, 0), **style: Any
 ) -> None:
     """Write a short text at `xy`, moved by an offset in points."""
-    ax.annotate(text, xy, offset, textcoords="offset points", **{"fontsize": 8, **style})
+    ax.annotate(text, xy, offset, textcoords="offset points", **{"fontsize": 9, **style})
 
 
 def show_digit(ax: Axes, image: Tensor, caption: str = "", **style: Any) -> AxesImage:
@@ -61,7 +66,7 @@ def show_digit(ax: Axes, image: Tensor, caption: str = "", **style: Any) -> Axes
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set(visible=True, color="#cccccc")
-    ax.set_title(caption, fontsize=8, fontweight="normal", loc="center")
+    ax.set_title(caption, fontsize=9, fontweight="normal", loc="center")
     return ax.imshow(image.squeeze().cpu().numpy(), **{"cmap": "gray_r", **style})
 
 

@@ -20,7 +20,7 @@ from mnistlib.config import DEFAULT_RECIPE, cast
 from mnistlib.distill import pool_folder
 from mnistlib.paths import folder_from, outputs_folder, runs_folder, write_atomically
 
-from .runs.report import describe
+from .runs.describe import describe
 
 # At the default log level an interrupted kernel prints its own traceback, and figures are PNGs
 # whatever a profile of IPython says
@@ -189,6 +189,8 @@ def clean_notebook(notebook: Path) -> None:
     content.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in content.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        if "check" in cell.metadata.get("tags", ()):  # shown closed, and not on the site
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     nbformat.write(content, notebook)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from mnistlib import evaluate, load_mnist, load_model, released_checkpoint
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
-from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, show_digit
+from mnistlib.plots import RECIPE_COLORS, figure, log_axis, show_digit
 
 from ..use.pictures import centre
 
-COLORS = {"best": TRAIN, "smoothed": VALIDATION, "reference": REFERENCE}
+COLORS = {name: RECIPE_COLORS[name] for name in ("best", "smoothed", "reference")}
 
 
 @dataclass(frozen=True)

@@ -381,6 +381,7 @@ def traces(path):
         new_markdown_cell(f"![Text]({LINKS[0]}) [b]({LINKS[1]})", metadata={"tags": []}),
         new_code_cell("draw()", execution_count=2, outputs=[picture, picture]),
         new_code_cell("print(1)", execution_count=3, outputs=said),
+        new_code_cell("assert a", execution_count=4, metadata={"tags": ["check"]}),
     ]
     for cell in cells:
         cell.metadata |= {"papermill": {"duration": 0.1}, "execution": {"iopub.execute_input": "T"}}
@@ -393,13 +394,14 @@ def traces(path):
     return path
 
 
-def test_a_clean_notebook_keeps_kernel_language_tags_and_outputs_but_no_stderr(tmp_path):
+def test_a_clean_notebook_keeps_kernel_language_tags_and_outputs_closes_checks_has_no_stderr(tmp_path):
     path = traces(tmp_path / "01.ipynb")
     before = nbformat.read(path, as_version=4)
     clean_notebook(path)
     once, after = path.read_bytes(), nbformat.read(path, as_version=4)
     assert after.metadata == KERNEL | {"language_info": {"name": "python"}}
-    assert [cell.metadata for cell in after.cells] == [{"tags": ["parameters"]}, {}, {}, {}]
+    closed = {"tags": ["check"], "jupyter": {"source_hidden": True}}
+    assert [c.metadata for c in after.cells] == [{"tags": ["parameters"]}, {}, {}, {}, closed]
     del before.cells[3].outputs[1]
     for there, here in zip(before.cells, after.cells, strict=True):
         assert there | {"metadata": {}} == here | {"metadata": {}}
