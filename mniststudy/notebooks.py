@@ -16,7 +16,7 @@ from nbconvert.preprocessors import ExtractOutputPreprocessor
 from papermill.utils import nb_language
 
 from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
-from mnistlib.config import DEFAULT_RECIPE, cast
+from mnistlib.config import DEFAULT_RECIPE, cast, read_settings
 from mnistlib.distill import pool_folder
 from mnistlib.paths import folder_from, outputs_folder, runs_folder, write_atomically
 
@@ -89,11 +89,12 @@ def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict
     if unknown := given.keys() - known.keys():
         there = ", ".join(known) or "none"
         raise ConfigError(f"no notebook has a parameter {min(unknown)!r}; there are {there}")
-    settings = vars(Config()).keys()
-    recipe = given.get("recipe", DEFAULT_RECIPE)
-    config = configure(recipe, **{k: v for k, v in given.items() if k in settings})
+    fields = vars(Config()).keys()
+    settings = {k: v for k, v in given.items() if k in fields}
+    settings |= read_settings(given.get("settings", ""))
+    config = configure(given.get("recipe", DEFAULT_RECIPE), **settings)
     return {
-        k: getattr(config, k) if k in settings else cast(k, v, type(literal_eval(known[k])))
+        k: getattr(config, k) if k in fields else cast(k, v, type(literal_eval(known[k])))
         for k, v in given.items()
     }
 

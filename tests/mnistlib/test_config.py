@@ -6,6 +6,7 @@ import math
 import pytest
 
 from mnistlib import MODELS, RECIPES, Config, ConfigError, MnistlibError, configure
+from mnistlib.config import read_settings
 
 # for every field that changes the result, a value that is not its default
 OTHER = {
@@ -83,6 +84,21 @@ def test_an_unknown_recipe_or_setting_is_refused_with_the_choices():
         configure("quick")
     with pytest.raises(ConfigError, match=r"no setting 'epoch'; choose from .*epochs"):
         configure("fast", epoch=5)
+
+
+def test_settings_in_one_line_are_those_of_a_config_and_quotes_keep_spaces():
+    written = "epochs=3 max_lr=1e-2 model='c8 r1 p r2 p full' cycle_momentum=false"
+    config = configure("reference", **read_settings(written))
+    asked = config.epochs, config.max_lr, config.model, config.cycle_momentum
+    assert asked == (3, 0.01, "c8 r1 p r2 p full", False)
+    assert read_settings("") == {}
+    assert read_settings("model=c8=2") == {"model": "c8=2"}
+
+
+@pytest.mark.parametrize("text", ["epochs", "epochs 3", "model='c8 p", 3, None])
+def test_a_line_of_settings_that_cannot_be_read_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match=r"^settings is .*, but it must be like 'epochs=3 "):
+        read_settings(text)
 
 
 def test_every_field_that_changes_the_result_changes_the_hash_and_no_other_does():

@@ -45,6 +45,7 @@ pool = None
 recipe = "fast"
 mark = "a"
 rows = 3
+settings = ""
 share = 0.5
 quiet = True"""
 WAITS = """
@@ -144,6 +145,9 @@ def test_a_parameter_that_cannot_be_starts_no_kernel(notebook, runs_folder, engi
         ("rows", None, "rows is None"),
         ("share", "half", "share is 'half', but it must be a finite number"),
         ("quiet", "no", "quiet is 'no', but it must be true or false"),
+        ("settings", "epochs", "settings is 'epochs', but it must be like 'epochs=3 max_lr=0.1'"),
+        ("settings", "epochs=0", "epochs is 0, but it must be from 1"),
+        ("settings", "epoch=3", "no setting 'epoch'; choose from anneal, batch_size"),
     ]:
         with pytest.raises(ConfigError, match=f"^{re.escape(text)}"):
             run_notebooks([notebook], {"mark": "b", name: value})
@@ -161,6 +165,7 @@ def test_a_value_is_read_by_the_type_of_its_default(notebook, notebooks):
         ({"height": "2"}, {"height": 2.0}),  # which the other one has
         ({"rows": 4, "share": 0.25, "quiet": True}, {"rows": 4, "share": 0.25, "quiet": True}),
         ({"recipe": "reference", "epochs": None}, {"recipe": "reference", "epochs": 20}),
+        ({"settings": "epochs=3 model='c8 p full'"}, {"settings": "epochs=3 model='c8 p full'"}),
         ({}, {}),
     ]:
         found = read_parameters([notebook, other], given)
@@ -394,7 +399,7 @@ def traces(path):
     return path
 
 
-def test_a_clean_notebook_keeps_kernel_language_tags_and_outputs_closes_checks_has_no_stderr(tmp_path):
+def test_a_clean_notebook_keeps_language_tags_and_outputs_and_its_checks_are_closed(tmp_path):
     path = traces(tmp_path / "01.ipynb")
     before = nbformat.read(path, as_version=4)
     clean_notebook(path)

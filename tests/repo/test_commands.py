@@ -63,7 +63,8 @@ def desk(tiny_digits, tmp_path_factory):
     writers[:, 1], writers[:, 2] = 4 * (torch.arange(600) % 2), torch.arange(600) // 6
     tensors = digits.train_images[:, 0], digits.train_labels, digits.test_images[:, 0]
     files = dict(zip(mnistlib.data.FILES, map(idx, (*tensors, digits.test_labels)), strict=True))
-    files[mnistlib.data.WRITERS_FILE] = idx(writers)
+    tables = {part: f"qmnist-{part}-labels-idx2-int" for part in ("train", "test")}
+    files |= dict.fromkeys(tables.values(), idx(writers))
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
@@ -78,7 +79,8 @@ def desk(tiny_digits, tmp_path_factory):
         return augment(images, **amounts)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(mnistlib.data, "WRITERS_SHA256", hashes.pop(mnistlib.data.WRITERS_FILE))
+        writers = {part: hashes.pop(name) for part, name in tables.items()}
+        m.setattr(mnistlib.data, "WRITERS_SHA256", writers)
         m.setattr(mnistlib.data, "FILES", hashes)
         few = partial(mnistlib.data.split_by_writer, per_partition=50)
         m.setattr(mnistlib.data, "split_by_writer", few)
@@ -161,7 +163,7 @@ def test_a_command_that_executes_a_notebook_does_so(line, place, tmp_path):
     photo = Image.new("L", (200, 200), 255)
     photo.paste(0, (92, 40, 108, 160))
     photo.save(tmp_path / "photo.png")
-    shorter = " -p epochs 1 -p epoch_images 1000" if " 03" in line or "/03" in line else ""
+    shorter = " -p settings 'epochs=1 epoch_images=1000'" if " 03" in line or "/03" in line else ""
     program, *rest = words(line + shorter, tmp_path / "new", tmp_path)
     module = {"mnist": "mniststudy"}.get(program, program)
     before = committed()
