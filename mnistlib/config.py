@@ -251,7 +251,7 @@ def read_settings(text: str) -> dict[str, str]:
     """
     try:
         words = shlex.split(cast("settings", text, str))
-        return dict(word.split("=", 1) for word in words)  # type: ignore[misc]
+        return dict(word.split("=", 1) for word in words)
     except ValueError:
         remedy = "but it must be like 'epochs=3 max_lr=0.1'"
         raise ConfigError(f"settings is {text!r}, {remedy}") from None
