@@ -69,13 +69,13 @@ def test_what_was_tried_are_runs_on_unseen_writers_alone():
     assert not found.duplicated(["model", "config"]).any()
 
 
-def test_the_figure_has_each_point_with_its_number_and_each_claim_with_its_name(axes):
+def test_the_figure_has_each_point_with_its_number_and_names_curves_and_claims(axes):
     claims = pd.DataFrame({"parameters": [697], "accuracy": [99.03], "source": ["site/who/name"]})
     curves = {name: frontier.frontier([name]) for name in ("reference", "best")}
     frontier.error_vs_parameters(curves, claims, "title")
     (ax,) = axes()
     shown = [t.get_text() for t in ax.texts]
-    assert shown == ["reference", "13,912\n0.35 %", "best", "name"]
+    assert shown == ["reference", "13,912\n0.35 %", "best", "public results"]
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
