@@ -20,6 +20,7 @@ SOFT = 0.9  # weight of the teachers' answers in the loss; the label has the res
 FIRST = [2.0, 0.9]  # these two, for pools that do not name them
 CHECKSUMS = "SHA256SUMS"  # for `sha256sum --check`, too
 CHUNK = 1000  # images that are augmented at a time
+OTHERS = 0.25  # images without a digit, if the pool has any, as a share of the digits of a batch
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,23 @@ class Pool:
     """`(V, N, 28, 28)` uint8: V augmented views of each of the N training images"""
     targets: Tensor
     """`(V, N, 10)` float16: mean over the teachers of the softmax of logits / TEMPERATURE"""
+    others: Tensor
+    """`(M, 28, 28)` uint8: images that show no digit; there may be none"""
 
     def draw(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return a random view of each image `ids` `(N,)`, `(N, 1, 28, 28)`, and its target."""
-        view = torch.randint(len(self.images), ids.shape, generator=generator, device=ids.device)
-        return self.images[view, ids].unsqueeze(1), self.targets[view, ids].float()
+        """Return a random view of each image `ids` `(N,)`, `(N, 1, 28, 28)`, and its target.
+
+        Images without a digit follow, if there are any; their target is 0.1 for each digit (the
+        entropic open-set loss of A. R. Dhamija, M. Guenther and T. E. Boult, NeurIPS 2018).
+        """
+        how = {"generator": generator, "device": ids.device}
+        view = torch.randint(len(self.images), ids.shape, **how)
+        images, targets = self.images[view, ids], self.targets[view, ids].float()
+        if len(self.others):
+            other = torch.randint(len(self.others), (round(OTHERS * len(ids)),), **how)
+            images = torch.cat((images, self.others[other]))
+            targets = torch.cat((targets, targets.new_full((len(other), 10), 0.1)))
+        return images.unsqueeze(1), targets
 
 
 def distillation_loss(logits: Tensor, truth: Tensor) -> Tensor:
@@ -68,6 +81,11 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
         paths, noted = [folder / f"{view}.f16" for view in views], folder / CHECKSUMS
         answers = bytearray(b"".join(path.read_bytes() for path in paths))
         targets = torch.frombuffer(answers, dtype=torch.float16).view(len(views), n, 10)
+        others = torch.empty((0, 28, 28), dtype=torch.uint8)
+        if about.get("others"):
+            paths.append(folder / "others.u8")
+            pixels = bytearray(paths[-1].read_bytes())
+            others = torch.frombuffer(pixels, dtype=torch.uint8).view(about["others"], 28, 28)
         # older pools have none
         if noted.is_file() and noted.read_text("utf-8") != "".join(map(checksum, paths)):
             raise ValueError("its answers were altered")
@@ -86,7 +104,7 @@ def load_pool(config: Config, digits: Digits, device: torch.device) -> Pool:
     images = torch.empty((len(views), n, 28, 28), dtype=torch.uint8, device=device)
     for view in views:
         images[view] = view_of(digits, about["augmentation"], view, device)
-    return Pool(images, targets.to(device))
+    return Pool(images, targets.to(device), others.to(device))
 
 
 def pool_folder(name: str) -> Path:

@@ -226,7 +226,8 @@ def train_step(
     """Take one optimizer step on uint8 images `(N, 1, 28, 28)` with labels `(N,)` int64.
 
     With targets `(N, 10)`, the answers of teachers, the loss is that of distillation. What is
-    recorded and ranks the images is still their loss with the label.
+    recorded and ranks the images is still their loss with the label. Images without a label, which
+    follow those with one, show no digit.
     """
     if config.augmentation:  # random numbers for the whole batch, whatever the slices
         draw = state.random.augmentation
@@ -236,8 +237,10 @@ def train_step(
     if targets is None:
         losses, logits = slices.backward(images, labels, loss)
     else:
-        truth = torch.cat((targets, labels[:, None]), dim=1)  # (N, 11)
-        _, logits = slices.backward(images, truth, distillation_loss)
+        unlabelled = torch.arange(len(images) - len(labels), device=labels.device) % 10  # all alike
+        hard = torch.cat((labels, unlabelled))
+        truth = torch.cat((targets, hard[:, None]), dim=1)  # (N, 11)
+        logits = slices.backward(images, truth, distillation_loss)[1][: len(labels)]
         losses = F.cross_entropy(logits, labels, reduction="none")
     state.optimizer.step()
     state.scheduler.step()

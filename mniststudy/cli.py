@@ -212,7 +212,7 @@ def read_seeds(text: str) -> range:
 
 def teach(
     teacher: Path, /, *more: Positional[Path],
-    views: int = 20, ledger: Ledger = None, data: Data = "auto",
+    views: int = 20, others: int = 0, ledger: Ledger = None, data: Data = "auto",
 ) -> int:  # fmt: skip
     """Ask teachers about augmented training images, once for all students.
 
@@ -224,6 +224,8 @@ def teach(
         teacher: checkpoint
         more: others, trained with the same split
         views: views of each training image, augmented as in the recipe teacher
+        others: images without a digit, of which the students learn that they have none: letters,
+            scribbles, pieces of digits and pairs of neighbours
     """
     from mnistlib.distill import pool_folder
 
@@ -231,9 +233,10 @@ def teach(
     from .runs.teachers import build_pool
 
     check_allowed("--views", views, (1, 100))
+    check_allowed("--others", others, (0, 1_000_000))
     check_ledger(ledger)
     digits, device = mnistlib.load_mnist(data), pick_device("auto")
-    name = build_pool([teacher, *more], digits, RECIPES["teacher"], views, device)
+    name = build_pool([teacher, *more], digits, RECIPES["teacher"], views, device, others)
     record_pool(pool_folder(name), ledger)
     print(f"pool {name}: {views} views, {1 + len(more)} teachers; train with --pool {name}")
     return 0

@@ -179,6 +179,9 @@ class _Stacked:
         self.single = copy.deepcopy(states[0].model)
         self.images, self.labels = digits.train_images.to(device), digits.train_labels.to(device)
         self.pool = load_pool(config, digits, device) if config.pool else None
+        if self.pool and len(self.pool.others):
+            fault = f"pool {config.pool} has images without a digit, which cannot be stacked"
+            raise ConfigError(f"{fault}; train the seeds one by one")
         self.draws = [state.random.augmentation for state in states]
         self.model = stack([state.model for state in states])
         self.model.to(memory_format=torch.channels_last)

@@ -13,10 +13,13 @@ from mnistlib import Config, ConfigError, Digits, load_checkpoint, load_model
 from mnistlib.distill import CHECKSUMS, FIRST, SOFT, TEMPERATURE, checksum, pool_folder, view_of
 from mnistlib.paths import write_atomically
 
+from ..use.others import draw_others
+
 
 def build_pool(
-    teachers: Sequence[Path], digits: Digits, config: Config, views: int, device: torch.device
-) -> str:
+    teachers: Sequence[Path], digits: Digits, config: Config, views: int, device: torch.device,
+    others: int = 0,
+) -> str:  # fmt: skip
     """Ask the teachers about augmented views of all training images; return the pool's name.
 
     The pool is a folder `pools/NAME` in `runs_folder()` with a file for each view, and at last
@@ -29,10 +32,12 @@ def build_pool(
         config: whose augmentation the views get.
         views: how many views of each image.
         device: where to compute.
+        others: how many images without a digit it also gets, see `draw_others`.
 
     Returns:
         Eight hex digits of a SHA-256 over the teachers' weights, the data source, the augmentation,
-        the number of views, and the constants of the loss if they are no longer the first ones.
+        the number of views, that of images without a digit if there are any, and the constants of
+        the loss if they are no longer the first ones.
 
     Raises:
         CheckpointError: a teacher is no intact checkpoint.
@@ -42,7 +47,7 @@ def build_pool(
     models = [load_model(path).to(device) for path in teachers]
     for model in models:
         model.to(memory_format=torch.channels_last)  # in 0.7 of the time
-    about = made_of(contents, digits.source, config, views)
+    about = made_of(contents, digits.source, config, views, others)
     name = pool_name(contents, about)
     folder = pool_folder(name)
     write_atomically(folder / "pool.json", json.dumps(about, indent=1).encode())
@@ -59,6 +64,11 @@ def build_pool(
                 answers = [(m(images.unsqueeze(1)) / TEMPERATURE).softmax(1) for m in models]
                 found.append(torch.stack(answers).mean(0).half().cpu())
         write_atomically(path, torch.cat(found).numpy().tobytes())
+    if others:  # not of images that the students are validated on
+        ids = digits.split(about["split"])[0]
+        pixels = draw_others(others, digits.train_images[ids], digits.train_labels[ids])
+        paths.append(folder / "others.u8")
+        write_atomically(paths[-1], pixels.numpy().tobytes())
     write_atomically(noted, "".join(map(checksum, paths)).encode())
     return name
 
@@ -73,7 +83,7 @@ def pool_name(teachers: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def made_of(
-    teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int
+    teachers: Sequence[dict[str, Any]], source: str, config: Config, views: int, others: int = 0
 ) -> dict[str, Any]:
     """Return what a pool of these teachers, contents of checkpoints, is made of.
 
@@ -88,6 +98,8 @@ def made_of(
         raise ConfigError(f"{fault}; a pool takes teachers of one split")
     names = [f"{content['config_hash']}-{content['config']['seed']}" for content in teachers]
     about = {"source": source, "views": views, "augmentation": config.augmentation}
+    if others:
+        about["others"] = others
     if FIRST != [TEMPERATURE, SOFT]:
         about["loss"] = [TEMPERATURE, SOFT]
     return about | {"split": splits.pop(), "teachers": names}

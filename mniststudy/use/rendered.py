@@ -74,10 +74,12 @@ def page(
     return np.repeat(values.clip(0, 255).round()[..., None], 3, axis=2).astype(np.float32)
 
 
-def letter(rng: np.random.Generator, size: int, character: str) -> np.ndarray:
-    """Render a letter in one of matplotlib's fonts as ink `(size, size)`."""
+def letter(
+    rng: np.random.Generator, size: int, character: str, fonts: Sequence[str] = FONTS
+) -> np.ndarray:
+    """Render a letter in one of some fonts of matplotlib as ink `(size, size)`."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font = ImageFont.truetype(folder / f"{rng.choice(FONTS)}.ttf", 0.75 * size)
+    font = ImageFont.truetype(folder / f"{rng.choice(fonts)}.ttf", 0.75 * size)
     picture = Image.new("L", (size, size))
     ImageDraw.Draw(picture).text((size / 2, size / 2), character, 255, font, anchor="mm")
     picture = picture.rotate(rng.uniform(-10, 10), BICUBIC)
