@@ -1,7 +1,9 @@
 """Predictions of a network, their accuracy and loss."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
@@ -22,6 +24,10 @@ class Evaluation:
     n: int
     wrong: tuple[int, ...] = ()
     """positions of the misclassified images"""
+    factor: float = 1.0
+    """standard error over writers, in times the binomial one, see `over_writers`"""
+    freedom: float = math.inf
+    """its degrees of freedom; infinite: the writers are unknown, and the interval ignores them"""
 
     @property
     def accuracy(self) -> float:
@@ -34,18 +40,57 @@ class Evaluation:
         return 100 * (self.n - self.correct) / self.n
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy, percent, for the random choice of the images."""
-        from scipy.stats import binomtest
+    def standard_error(self) -> float:
+        """Standard error of the accuracy, points; over writers where they are known."""
+        return self.factor * math.sqrt(self.accuracy * self.error / self.n)
 
-        found = binomtest(self.correct, self.n).proportion_ci(method="wilson")
-        return 100 * float(found.low), 100 * float(found.high)
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy, percent: for other writers, or for other images by these.
+
+        Wilson's, of as many independent images as have this standard error: N. Dean and M. Pagano,
+        J. Surv. Stat. Methodol. 3 (2015) 484-503; with the quantile of Student's t.
+        """
+        from scipy.special import stdtrit
+
+        z, p = float(stdtrit(self.freedom, 0.975)) * self.factor, self.correct / self.n
+        half = z * math.sqrt(p * (1 - p) / self.n + (z / self.n) ** 2 / 4)
+        ends = (p + z**2 / (2 * self.n) + sign * half for sign in (-1, 1))
+        low, high = (100 * end / (1 + z**2 / self.n) for end in ends)
+        return low, high
 
     def __repr__(self) -> str:
         """Give accuracy and interval in a sentence."""
         low, high = self.interval
         share = f"{self.accuracy:.2f} % of {self.n:,} images correct"
-        return f"{share} (95 % interval {low:.2f} to {high:.2f})"
+        how = "writers ignored"
+        if self.freedom < math.inf:
+            how = f"over writers, {self.factor:.2f} times as wide as over images"
+        return f"{share} (95 % interval {low:.2f} to {high:.2f}, {how})"
+
+
+def over_writers(wrong: np.ndarray, writers: ArrayLike) -> tuple[float, float]:
+    """Return factor and degrees of freedom of the standard error of an error rate over writers.
+
+    The factor is that over the binomial standard error, which takes images for independent.
+    With e of n images of a writer wrong, and E of N in all, the error rate is a ratio of sums over
+    writers. Its variance is about that of their residuals e - n E / N, divided by N^2: W. G.
+    Cochran, Sampling Techniques (1977), section 3.12. Each residual is that of the rate without the
+    writer, as few write many images: J. G. MacKinnon et al., J. Econometrics 232 (2023) 272-299.
+    The degrees of freedom are one less than the effective number of writers, N^2 / sum of n^2. Few
+    errors show no clusters, so the factor is at least 1.
+
+    Args:
+        wrong: whether each image is misclassified, `(N,)` bool.
+        writers: who wrote it, `(N,)` integers.
+    """
+    _, who = np.unique(writers, return_inverse=True)
+    n, errors = np.bincount(who), np.bincount(who, wrong)
+    share = n / len(wrong)
+    residuals = (errors - n * wrong.mean()) / (1 - share)
+    variance, binomial = (1 - 1 / len(n)) * (residuals**2).sum(), wrong.sum() * (1 - wrong.mean())
+    factor = max(1.0, math.sqrt(variance / binomial)) if binomial else 1.0
+    return factor, 1 / (share**2).sum() - 1
 
 
 def predict_logits(model: nn.Module, images: ArrayLike, threads: int = 0) -> Tensor:
@@ -81,7 +126,11 @@ def predict(model: nn.Module, images: ArrayLike) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, images: ArrayLike = (), labels: ArrayLike = (), threads: int = 0
+    model: nn.Module,
+    images: ArrayLike = (),
+    labels: ArrayLike = (),
+    threads: int = 0,
+    writers: ArrayLike | None = None,
 ) -> Evaluation:
     """Evaluate a network on images `(N, 1, 28, 28)` with labels `(N,)`.
 
@@ -90,6 +139,8 @@ def evaluate(
         images: uint8, or float from 0 to 1, as for `predict`.
         labels: any integer type.
         threads: CPU threads, which do not change the result; 0: torch's own setting.
+        writers: who wrote each image, `(N,)`, as in the last column of `Digits.writers`; by default
+            the interval ignores writers.
 
     Raises:
         ValueError: there are no images, or the numbers of images and labels differ.
@@ -99,6 +150,7 @@ def evaluate(
         fault = f"{n} images with {len(targets)} labels cannot be evaluated"
         raise ValueError(f"{fault} (the embedded sample has no test images)")
     logits = predict_logits(model, images, threads)
-    wrong = tuple((logits.argmax(1) != targets).nonzero().flatten().tolist())
-    loss = float(F.cross_entropy(logits, targets))
-    return Evaluation(loss, n - len(wrong), n, wrong)
+    missed = (logits.argmax(1) != targets).numpy()
+    wrong = tuple(missed.nonzero()[0].tolist())
+    clustered = () if writers is None else over_writers(missed, writers)
+    return Evaluation(float(F.cross_entropy(logits, targets)), n - len(wrong), n, wrong, *clustered)

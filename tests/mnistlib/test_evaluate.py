@@ -3,13 +3,14 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from core_helpers import same
 from torch import nn
 
 from mnistlib import Evaluation, build, evaluate, load_mnist, predict
-from mnistlib.evaluate import predict_logits
+from mnistlib.evaluate import over_writers, predict_logits
 
 
 def test_the_interval_is_wilsons():
@@ -21,9 +22,65 @@ def test_the_interval_is_wilsons():
         wanted = pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
         assert Evaluation(0.0, correct, n).interval == wanted
     seen = Evaluation(loss=0.02, correct=9_940, n=10_000)
-    assert repr(seen) == "99.40 % of 10,000 images correct (95 % interval 99.23 to 99.53)"
+    assert seen.standard_error == pytest.approx(100 * math.sqrt(0.994 * 0.006 / 10_000))
+    said = "99.40 % of 10,000 images correct (95 % interval 99.23 to 99.53, writers ignored)"
+    assert repr(seen) == said
     # exact for a whole number of hundredths: in tables half a hundredth off would show
     assert (Evaluation(0.0, 1, 4).accuracy, Evaluation(0.0, 1, 4).error) == (25.0, 75.0)
+
+
+def test_the_interval_over_writers_is_that_of_as_many_independent_images_as_say_the_same():
+    seen = Evaluation(0.02, 9_940, 10_000, factor=1.5, freedom=100)
+    alike = Evaluation(0.02, 9_940, 10_000).standard_error
+    assert seen.standard_error == pytest.approx(1.5 * alike)
+    # 10,000 / 1.5^2 images, and 1.984 is the quantile of Student's t
+    z, p, n = 1.983971518523553, 0.994, 10_000 / 1.5**2
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    ends = (100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert seen.interval == pytest.approx(tuple(ends), abs=1e-9)
+    how = "over writers, 1.50 times as wide as over images"
+    assert repr(seen).endswith(f"(95 % interval 99.12 to 99.59, {how})")
+
+
+def test_the_factor_over_writers_is_that_of_leaving_each_writer_out():
+    """The jackknife by hand, with writers of many and of few images in any order."""
+    draw = np.random.default_rng(0)
+    who = draw.permutation(np.repeat(np.arange(12), [3, 5, 8, 13, 4, 6, 20, 9, 2, 7, 11, 12]))
+    wrong = draw.random(100) < np.linspace(0, 0.6, 12)[who]
+    left = np.array([wrong[who != w].mean() for w in range(12)])
+    variance = 11 / 12 * ((left - wrong.mean()) ** 2).sum()
+    factor, freedom = over_writers(wrong, who + 500)
+    assert factor == pytest.approx(math.sqrt(variance * 100 / wrong.mean() / (1 - wrong.mean())))
+    assert factor > 1
+    assert freedom == pytest.approx(100**2 / (np.bincount(who) ** 2).sum() - 1)
+    assert over_writers(np.zeros(100, bool), who) == (1.0, freedom)
+
+
+def test_the_interval_over_writers_has_the_true_accuracy_where_the_binomial_one_misses_it():
+    """Synthetic writers, as unlike as MNIST's: error rates from a beta distribution, mean 2 %."""
+    draw, inside = np.random.default_rng(0), {"over writers": 0, "writers ignored": 0}
+    for _ in range(400):
+        who = np.repeat(np.arange(250), np.where(np.arange(250) < 50, 100, 20))
+        wrong = draw.random(len(who)) < draw.beta(0.4, 19.6, 250)[who]
+        n, right = len(who), int((~wrong).sum())
+        for how, clustered in (("over writers", over_writers(wrong, who)), ("writers ignored", ())):
+            seen = Evaluation(0.0, right, n, (), *clustered)
+            low, high = seen.interval
+            inside[how] += low <= 98 <= high
+    assert 0.93 <= inside["over writers"] / 400 <= 0.97
+    assert inside["writers ignored"] / 400 < 0.8
+
+
+def test_writers_that_are_given_are_in_the_interval(reader):
+    labels, writers = torch.arange(300) % 10, torch.arange(300) // 30
+    images = torch.zeros(300, 1, 28, 28)
+    images[torch.arange(300), 0, 0, torch.where(writers == 3, 0, labels)] = 3.0
+    seen = evaluate(reader, images, labels, writers=writers)
+    assert len(seen.wrong) == 27  # all by one writer, but for zeros
+    assert seen.factor > 4
+    assert seen.freedom == pytest.approx(9)
+    low, high = evaluate(reader, images, labels).interval
+    assert seen.interval[1] - seen.interval[0] > 3 * (high - low)
 
 
 @pytest.fixture
