@@ -55,14 +55,25 @@ TIMED = (
 SHAPE_COLUMNS = ("go", "name", "parameters", "repetition", "images", "seconds", "torch", "commit")
 
 
+def untaught() -> dict[str, Config]:
+    """Return the eight networks of the protocol, each with the settings of its training alone."""
+    alone = {name: RECIPES[f"best-{name[4:]}"] for name in SHRINKING}
+    return alone | {name: replace(RECIPES["teacher"], model=name, epochs=100) for name in LARGER}
+
+
+def elsewhere() -> list[Config]:
+    """Return short runs of the same networks, for any set of images: 150,000 images, five seeds."""
+    short = [replace(config, epochs=10, split="random") for config in untaught().values()]
+    return [replace(config, seed=seed) for seed in range(100, 105) for config in short]
+
+
 def protocol() -> list[Config]:
     """Return the runs of one protocol for eight networks, those that say most first.
 
     All see 1.5 million images: 20 seeds of each on its own, then taught by the pool of the recipe
     `best`, 20 seeds of the four larger ones and 5 of the others. A pool must have been built.
     """
-    alone = {name: RECIPES[f"best-{name[4:]}"] for name in SHRINKING}
-    alone |= {name: replace(RECIPES["teacher"], model=name, epochs=100) for name in LARGER}
+    alone = untaught()
     taught = {name: replace(RECIPES["best"], model=name, epochs=100) for name in alone}
     for name in SHRINKING:  # what BatchNorm without a factor needs
         taught[name] = replace(taught[name], max_lr=0.4, norm_images=10_000)
@@ -167,7 +178,7 @@ def error_vs_parameters(
             x, y = points["parameters"], points["error"]
             ax.fill_between(x, points["best"], points["worst"], color=color, alpha=0.18, lw=0)
             ax.plot(x, y, "o-", color=color, ms=4)
-            shown = points[~(x < 1.25 * x.shift())]  # others are too near to the one before
+            shown = points.drop(index=x.index[x < 1.25 * x.shift()])  # too near to the one before
             if points is not last:  # where it is above the last, there is no room
                 shown = shown[shown["parameters"] < last["parameters"].min()]
             for spot in zip(shown["parameters"], shown["error"], strict=True):
