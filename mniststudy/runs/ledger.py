@@ -30,7 +30,7 @@ EPOCH_COLUMNS = (
     "seconds",
 )  # fmt: skip
 MISREAD_COLUMNS = ("config_hash", "seed", "n", "wrong")
-POOL_COLUMNS = ("pool", "source", "split", "views", "augmentation", "others", "teachers")
+POOL_COLUMNS = ("pool", "source", "split", "views", "augmentation", "teachers")
 # in the order of writing: a run in `runs` must already be complete in the others
 TABLES = {"history": EPOCH_COLUMNS, "misread": MISREAD_COLUMNS, "runs": COLUMNS}
 # The columns of text of all tables; the rest are numbers. A hash such as 528686e9 or 12345678 would
@@ -197,9 +197,9 @@ def record_pool(pool: Path, folder: Path | None = None) -> None:
     """
     path = (folder or runs_folder()) / "pools.csv"
     about = json.loads((pool / "pool.json").read_bytes())
-    amounts = ", ".join(f"{key} {value:g}" for key, value in about["augmentation"].items())
+    others = {"others": about["others"]} if "others" in about else {}
+    amounts = ", ".join(f"{k} {v:g}" for k, v in (about["augmentation"] | others).items())
     about |= {"augmentation": amounts, "teachers": " ".join(about["teachers"]), "pool": pool.name}
-    about.setdefault("others", 0)
     with _writing(path.parent):
         known = _read_table(path, POOL_COLUMNS)
         if pool.name not in [row["pool"] for row in known]:
