@@ -13,7 +13,7 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=1200
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run reference release ablations frontier tiny shapes bench steps latency test stress browser lint unit nbval
+.PHONY: run reference release ablations frontier tiny shapes bench steps writers latency test stress browser lint unit nbval
 .PHONY: runtimes lab notebooks site lock clean help
 
 run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
@@ -74,6 +74,9 @@ steps: $(READY)          ## train the steps and the yardsticks of notebook 08, f
 		sweep(list(recipe_steps().values()), data="mnist")'
 	@$(BIN)/python -c 'from mniststudy.figures.speed import BASELINES, curves; \
 		[print(curves(name)) for name in BASELINES]'
+
+writers: $(READY)        ## how unequal the writers are in the errors of each tested run, for the intervals (needs full MNIST)
+	@$(BIN)/python -c 'from mniststudy.runs.writers import write_writers; print(write_writers())'
 
 latency: $(READY)        ## time answers, for the README, on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'

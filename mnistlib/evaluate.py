@@ -63,10 +63,10 @@ class Evaluation:
         """Give accuracy and interval in a sentence."""
         low, high = self.interval
         share = f"{self.accuracy:.2f} % of {self.n:,} images correct"
-        how = "writers ignored"
+        how = ", writers ignored"
         if self.freedom < math.inf:
-            how = f"over writers, {self.factor:.2f} times as wide as over images"
-        return f"{share} (95 % interval {low:.2f} to {high:.2f}, {how})"
+            how = f" over writers, {self.factor:.2f} times the binomial"
+        return f"{share} (95 % interval {low:.2f} to {high:.2f}{how})"
 
 
 def over_writers(wrong: np.ndarray, writers: ArrayLike) -> tuple[float, float]:

@@ -10,11 +10,12 @@ from typing import Any
 import onnx
 import pandas as pd
 
-from mnistlib import Budget, Config, Evaluation, load_checkpoint, load_model
+from mnistlib import Budget, Config, load_checkpoint, load_model
 from mnistlib.config import NOT_HASHED
 
 from ..runs.ledger import read_results, runs_for
 from ..runs.report import mean_with_interval
+from ..runs.writers import one_network
 from .calibrate import load_calibration
 
 MEASURED = ["n", "correct", "changed", "largest_difference", "loss", "calibration_error"]
@@ -66,14 +67,13 @@ def _metadata(path: Path) -> dict[str, str]:
 def _results(config: Config) -> str:
     """Describe what the ledger says of a run and of its other seeds."""
     rows = runs_for(config).dropna(subset="test_accuracy")
-    own = rows[rows["seed"] == config.seed].to_dict("records")
-    if not own:
+    own = rows[rows["seed"] == config.seed]
+    if own.empty:
         return "The ledger has no test results of this run."
-    loss, accuracy, n = (own[0][column] for column in ("test_loss", "test_accuracy", "n_test"))
-    seen = Evaluation(loss, round(accuracy * n / 100), int(n))
+    seen = one_network(own)
     mean = mean_with_interval(rows["test_accuracy"])
     return f"""- Test accuracy: {seen}.
-- Test loss: {loss:.4f} nats, without temperature.
+- Test loss: {seen.loss:.4f} nats, without temperature.
 - Mean test accuracy of this recipe over n = {len(rows)} seeds: {mean}."""
 
 

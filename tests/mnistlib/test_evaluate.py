@@ -38,8 +38,8 @@ def test_the_interval_over_writers_is_that_of_as_many_independent_images_as_say_
     middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     ends = (100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     assert seen.interval == pytest.approx(tuple(ends), abs=1e-9)
-    how = "over writers, 1.50 times as wide as over images"
-    assert repr(seen).endswith(f"(95 % interval 99.12 to 99.59, {how})")
+    how = "over writers, 1.50 times the binomial"
+    assert repr(seen).endswith(f"(95 % interval 99.12 to 99.59 {how})")
 
 
 def test_the_factor_over_writers_is_that_of_leaving_each_writer_out():
