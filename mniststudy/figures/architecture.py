@@ -31,7 +31,7 @@ BLOCKS = {
     "ReLU": (0.22, "#eeeeee", "ReLU"),
     "Dropout": (0.22, "#eeeeee", "dropout"),
 }
-GAP, TALL, LINE = 0.18, 0.9, "#333333"  # between two blocks; height of a block; in inches
+GAP, TALL, LINE = 0.18, 1.06, "#333333"  # between two blocks; height of a block; in inches
 
 
 def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
@@ -46,18 +46,18 @@ def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
     shapes = {layer.name: layer.shape for layer in Budget(model).layers if layer.kind in kinds}
     layers = {"ReLU": nn.ReLU(), **dict(model.named_children())}
     about = "in a block: kernel and number of parameters; below it: channels x height x width"
-    with figure(title, about, (7, 3.5)) as (_, (ax,)):
-        x, y = 0.62, 2.3
+    with figure(title, about, (7, 4.1)) as (_, (ax,)):
+        x, y = 0.62, 2.6
         ax.imshow(image[0].numpy(), extent=(0, x, y - x / 2, y + x / 2))
         ax.add_patch(Rectangle((0, y - x / 2), x, x, fill=False, color=LINE))
-        note(ax, "1x28x28", (x / 2, y - 0.6), fontsize=7, ha="center")
+        note(ax, "1x28x28", (x / 2, y - 0.7), ha="center")
         for word in DIAGRAM.split():
             if word == "|":
                 fork = x + GAP / 2
             elif word == "/":
-                turn = (x, x + GAP, x + GAP, 0.05, 0.05), (y, y, 1.55, 1.55, 0.65)
+                turn = (x, x + GAP, x + GAP, 0.05, 0.05), (y, y, 1.75, 1.75, 0.75)
                 ax.plot(*turn, color=LINE, lw=1)
-                x, y = 0.05, 0.65
+                x, y = 0.05, 0.75
             else:
                 x = _arrow(ax, x, y)
                 if word == "+":
@@ -66,7 +66,7 @@ def block_diagram(model: nn.Module, image: Tensor, title: str) -> None:
                     x += _draw_block(ax, x, y, word, layers[word], shapes.get(word, ()))
         with torch.no_grad():
             _draw_output(ax, _arrow(ax, x, y), y, model.eval()(image[None]).softmax(1)[0])
-        ax.set(xlim=(-0.02, 7), ylim=(0, 3.1), aspect="equal")
+        ax.set(xlim=(-0.02, 7), ylim=(0, 3.5), aspect="equal")
         ax.axis("off")
 
 
@@ -86,33 +86,33 @@ def _draw_block(
     low, count = y - TALL / 2, sum(p.numel() for p in layer.parameters())
     color, ink = color or LAYER_COLORS[name], "white" if name in DARK else "black"
     ax.add_patch(Rectangle((x, low), width, TALL, facecolor=color, edgecolor=LINE, lw=0.8))
-    style: dict[str, Any] = {"fontsize": 7, "ha": "center"}
+    style: dict[str, Any] = {"ha": "center"}
     text, turned = text.format(name=name, layer=layer, count=count), 90 if width < 0.5 else 0
     note(ax, text, (x + width / 2, y), va="center", rotation=turned, color=ink, **style)
-    note(ax, "x".join(map(str, shape)), (x + width / 2, low - 0.15), **style)
+    note(ax, "x".join(map(str, shape)), (x + width / 2, low - 0.17), **style)
     return width
 
 
 def _draw_addition(ax: Axes, x: float, y: float, fork: float) -> float:
     """Draw the addition of a shortcut that leaves the path at `fork`; return its width."""
-    middle, top = x + 0.1, y + 0.62
+    middle, top = x + 0.1, y + 0.7
     ax.add_patch(Circle((middle, y), 0.1, facecolor="white", edgecolor=LINE))
     note(ax, "+", (middle, y), fontsize=9, ha="center", va="center_baseline")
     ax.plot([fork, fork, middle], [y, top, top], color=LINE, lw=1)
-    _arrow(ax, middle, top, down=0.52)
-    note(ax, "shortcut", ((fork + middle) / 2, top + 0.04), fontsize=7, ha="center")
+    _arrow(ax, middle, top, down=0.6)
+    note(ax, "shortcut", ((fork + middle) / 2, top + 0.04), ha="center")
     return 0.2
 
 
 def _draw_output(ax: Axes, x: float, y: float, probabilities: Tensor) -> None:
     """Draw the ten classes in a column, each with its probability as a bar."""
-    heights = [y + 0.12 * (4.5 - digit) for digit in range(10)]
+    heights = [y + 0.14 * (4.5 - digit) for digit in range(10)]
     lengths = (0.35 * probabilities).tolist()
     ax.barh(heights, lengths, 0.09, left=x + 0.15, color=LAYER_COLORS["conv6"])
     for digit, height in enumerate(heights):
         weight = "bold" if digit == int(probabilities.argmax()) else "normal"
-        note(ax, str(digit), (x + 0.06, height), fontsize=7, va="center", fontweight=weight)
-    note(ax, "softmax", (x + 0.2, y + 0.68), fontsize=7, ha="center")
+        note(ax, str(digit), (x + 0.04, height), va="center", fontweight=weight)
+    note(ax, "softmax", (x + 0.5, y + 0.74), ha="right")
 
 
 def outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tensor]:
@@ -141,11 +141,10 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str], title: 
             limit = float(maps.abs().max())
             for ax, one in zip(own, maps, strict=False):
                 drawn = show_digit(ax, one, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            own[0].set_ylabel(name, fontsize=8)
+            own[0].set_ylabel(name)
             scale = fig.colorbar(drawn, ax=own, aspect=8, pad=0.01, label="value").ax
             scale.set_ylim(bottom=float(maps.min()))
-            scale.tick_params(labelsize=7)
-        fig.supxlabel("the first eight channels of each layer", fontsize=8, color="#555555")
+        fig.supxlabel("the first eight channels of each layer", fontsize=9, color="#555555")
 
 
 def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
@@ -162,15 +161,25 @@ def logit_contributions(model: nn.Module, image: Tensor, title: str) -> None:
         axes[int(logits.argmax())].title.set_fontweight("bold")
 
 
-def budget(counted: Budget, title: str) -> None:
-    """Draw how parameters and multiply-accumulates are split by layer, all BatchNorm together."""
+def parts(counted: Budget) -> pd.DataFrame:
+    """Return parameters and multiply-accumulates of each part in order, BatchNorm at the end.
+
+    A part is a layer of the reference network, or what a spec of another network has in one word.
+    """
     rows = pd.DataFrame([vars(layer) for layer in counted.layers])
     norm = rows["kind"].str.startswith("BatchNorm")
-    rows["name"] = rows["name"].str.split(".").str[0].mask(norm, "BatchNorm")
+    names = rows["name"].str.split(".").str[0]
+    names = names.where(~names.str.isdecimal(), "part " + (names.str.extract(r"(\d+)$")[0]))
+    rows["name"] = names.mask(norm, "BatchNorm")
     rows = pd.concat([rows[~norm & (rows["multiply_accumulates"] > 0)], rows[norm]])
-    counts = rows.groupby("name", sort=False)[["parameters", "multiply_accumulates"]].sum()
-    with figure(title, size=(7, 3.1)) as (_, (ax,)):
-        for y, (_, count) in enumerate(counts.items()):
+    return rows.groupby("name", sort=False)[["parameters", "multiply_accumulates"]].sum()
+
+
+def budget(counted: Budget, title: str) -> None:
+    """Draw how parameters and multiply-accumulates are split by layer, all BatchNorm together."""
+    about = f"a network of {counted.parameters:,} parameters, its layers from left to right"
+    with figure(title, about, size=(7, 3.3)) as (_, (ax,)):
+        for y, (_, count) in enumerate(parts(counted).items()):
             _split_bar(ax, y, 100 * count[count > 0] / count.sum())
         ax.set_yticks(range(2), ["parameters", "multiply-\naccumulates"])
         ax.set(xlim=(0, 100), ylim=(1.95, -0.95), xlabel="share (%)")
@@ -180,9 +189,9 @@ def budget(counted: Budget, title: str) -> None:
 def _split_bar(ax: Axes, y: int, shares: pd.Series) -> None:
     """Draw a bar split into shares in percent; labels of thin segments stand beside it."""
     bar = pd.DataFrame({"share": shares, "middle": shares.cumsum() - shares / 2})
-    thin, out = bar[shares < 6], 1 if y else -1
+    thin, out = bar[shares < 9], 1 if y else -1
     # so far apart that they do not overlap, and not beyond the ends of the bar
-    room = 9 * np.arange(len(thin))
+    room = 11 * np.arange(len(thin))
     places = np.maximum.accumulate(thin["middle"].clip(lower=4) - room) + room
     bar["label"] = np.minimum(places, 97 - room[::-1])  # missing where there is room inside
     for name, share, middle, label in bar.itertuples(name=None):
@@ -191,7 +200,7 @@ def _split_bar(ax: Axes, y: int, shares: pd.Series) -> None:
         if name in thin.index:
             ax.plot([middle, label], [y + 0.35 * out, y + 0.5 * out], color=color, lw=1.2)
             va = "top" if y else "bottom"
-            note(ax, text, (label, y + 0.53 * out), fontsize=7, ha="center", va=va)
+            note(ax, text, (label, y + 0.53 * out), ha="center", va=va)
         else:
             ink = "white" if name in DARK else "black"
-            note(ax, text, (middle, y), fontsize=7.5, ha="center", va="center", color=ink)
+            note(ax, text, (middle, y), ha="center", va="center", color=ink)
