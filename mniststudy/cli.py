@@ -119,7 +119,7 @@ def train(
 
 def evaluate(checkpoint: Checkpoint = None, /, *, data: Data = "auto") -> int:
     """Evaluate a checkpoint on its validation images and the test set."""
-    from .runs.report import describe
+    from .runs.describe import describe
 
     path = checkpoint or mnistlib.released_checkpoint()
     mnistlib.load_checkpoint(path)  # a bad file is refused before digits are loaded
@@ -296,15 +296,15 @@ def notebooks(
 
 
 def report(*, check: Switch = False) -> int:
-    """Write the ledger's tables into README.md.
+    """Write the ledger's tables and numbers into README and docs.
 
     Args:
-        check: change nothing, only report whether README.md is up to date
+        check: change nothing, only report whether they are up to date
     """
-    from .runs.report import write_report
+    from .runs.pages import write_report
 
     changed = write_report(check=check)
-    print("README.md is " + ("not up to date" if check and changed else "up to date"))
+    print("README and docs are " + ("not up to date" if check and changed else "up to date"))
     return int(check and changed)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,8 +15,10 @@ import nbformat
 import papermill
 from nbconvert.preprocessors import ExtractOutputPreprocessor
 from papermill.utils import nb_language
+from tqdm.auto import tqdm
 
 from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
+from mnistlib.checkpoint import load_checkpoint
 from mnistlib.config import DEFAULT_RECIPE, cast, read_settings
 from mnistlib.distill import pool_folder
 from mnistlib.paths import folder_from, outputs_folder, runs_folder, write_atomically
@@ -129,6 +132,19 @@ def run_notebooks(
     return target
 
 
+class Epochs:
+    """Passes on the table of a training while its cell runs, and nothing else that cells print."""
+
+    def write(self, text: str) -> None:
+        """Write the lines of `text` that are of such a table, above the progress bar."""
+        for line in text.splitlines():
+            if re.match(r"Epoch  Train Loss| {0,4}\d+ +[\d.]+ .*%", line):
+                tqdm.write(line, sys.stderr)
+
+    def flush(self) -> None:
+        """Do nothing: a line is written at once."""
+
+
 def _execute(notebook: Path, values: Mapping[str, Any], folder: Path) -> None:
     own = {name: values[name] for name in _defaults(notebook).keys() & values}
     part = folder / f".running-{notebook.name}"
@@ -136,8 +152,9 @@ def _execute(notebook: Path, values: Mapping[str, Any], folder: Path) -> None:
     try:
         # in the folder of the caller, who may name files
         papermill.execute_notebook(
-            notebook, part, own, kernel_name="python3", progress_bar=shown, extra_arguments=KERNEL
-        )
+            notebook, part, own, kernel_name="python3", progress_bar=shown, extra_arguments=KERNEL,
+            stdout_file=Epochs(),
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         ours = error.ename in {kind.__name__ for kind in MnistlibError.__subclasses__()}
         what = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
@@ -162,11 +179,17 @@ def _relinked(notebook: Path, old: str, new: str) -> bytes:
 
 
 def summarise(folder: Path, digits: Digits) -> str:
-    """Describe a folder of executed notebooks: the trained networks and all files."""
+    """Describe a folder of executed notebooks: the longest of their trainings, and all files."""
     folder = folder.relative_to(here) if folder.is_relative_to(here := Path.cwd()) else folder
     note = "ON THE EMBEDDED SAMPLE of 5,000 digits, not on MNIST: see the warning above"
     lines = [note, ""] if digits.source == "sample" else []
-    lines += [describe(path, digits, True) for path in sorted(folder.rglob("mnist_model_*.pth"))]
+    took = {
+        path: load_checkpoint(path)["training"]["progress"]["seconds"]
+        for path in sorted(folder.rglob("mnist_model_*.pth"))
+    }
+    trained = sorted(took, key=lambda path: -took[path])
+    lines += [describe(path, digits, True) for path in trained[:1]]
+    lines += [f"also        {path}" for path in trained[1:]]
     figures = list((folder / "figures").glob("*.png"))
     lines.append(f"figures     {folder / 'figures'} ({len(figures)} pictures)")
     lines += [f"notebook    {path}" for path in sorted(folder.glob("*.ipynb"))]

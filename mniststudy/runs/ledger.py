@@ -49,6 +49,9 @@ READ = {
     "speed": "go kind name repetition threads images seconds whole_images evaluations "
     "evaluation_seconds",
     "latency": "go network runtime batch repetition calls seconds parameters",
+    "robustness": "case severity recipe accuracy",
+    "pictures": "kind n right confident",
+    "faults": "fault what tries bad finished",
 }
 # columns that may differ between the same run in another process or on another machine
 HOST_COLUMNS = (

@@ -1,56 +1,63 @@
-"""The tables of the README, generated from the ledger, and the description of a checkpoint."""
+"""Tables from the ledger as Markdown, and what they are made of."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from mnistlib import RECIPES, Config, Digits, Evaluation, configure, evaluate
-from mnistlib.checkpoint import load_checkpoint, load_model
-from mnistlib.paths import outputs_folder, write_atomically
+from mnistlib import RECIPES, configure
+from mnistlib.paths import outputs_folder
 
 from .ledger import LedgerError, images_seen, read_results, runs_for, whole_seconds
 from .stats import mean_interval
 
-BEGIN, END = "<!-- {} begin: written by `mnist report` -->", "<!-- {} end -->"
 ON_TEST = ("test accuracy, mean [95 %]", "test loss", "seeds")
 
 
+def tested(recipe: str) -> pd.DataFrame:
+    """Return the tested runs of a recipe as it is now."""
+    return runs_for(RECIPES[recipe]).dropna(subset="test_accuracy")
+
+
 def headline() -> str:
-    """Return the README's table of results on the test set from the committed ledger."""
+    """Return the table of results of six recipes on the test set."""
     timed = speed_ratios().groupby("name")["seconds"].median()
     table = []
     for recipe in ("reference", "reference-fast", "fast", "teacher", "best", "best-20k"):
-        if (rows := _tested(recipe)).empty:
+        if (rows := tested(recipe)).empty:
             continue
         name = "conventional" if recipe == "reference" else recipe
         seconds = timed.get(name, rows["seconds"].median())
         spent = "GPU" if (rows["device"] == "cuda").all() else f"{seconds:.0f}"
-        table.append((f"`{recipe}`", f"{rows['parameters'].iloc[0]:,}", *_on_test(rows), spent))
-    return markdown("lrrrrr", ("recipe", "parameters", *ON_TEST, "seconds"), table)
+        table.append((f"{rows['parameters'].iloc[0]:,}", f"`{recipe}`", *_on_test(rows), spent))
+    return markdown("rlrrrr", ("parameters", "recipe", *ON_TEST, "seconds"), table)
 
 
 def leaderboard() -> str:
-    """Return the README's leaderboard: recipes with a released checkpoint, and public claims."""
+    """Return the whole leaderboard: recipes with a released checkpoint, and public claims."""
     entries: list[tuple[int, float, tuple[str, ...]]] = []
     released = outputs_folder() / "checkpoints"
     for recipe in RECIPES:
-        if (rows := _tested(recipe)).empty or not (released / recipe).is_dir():
+        if (rows := tested(recipe)).empty or not (released / recipe).is_dir():
             continue
         first = rows.iloc[0]
         costs = f"{first['multiply_accumulates']:,}", f"{images_seen(first):,}"
         cells = (*_on_test(rows), *costs, f"`{recipe}`: `{first['model']}`")
         entries.append((first["parameters"], -rows["test_accuracy"].mean(), cells))
     for claim in read_results("claims").to_dict("records"):
-        site, _, name = claim["source"].partition("/")
-        source = f"[{name}](https://{site}/{name})" if name else site
+        source = public(claim["source"])
         cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
         entries.append((claim["parameters"], -claim["accuracy"], cells))
     columns = ("parameters", *ON_TEST, "multiply-accumulates", "images seen", "entry")
     return markdown("rrrrrrl", columns, [(f"{n:,}", *cells) for n, _, cells in sorted(entries)])
+
+
+def public(source: str, text: str = "") -> str:
+    """Return the source of a public claim, a link if it has an address, by a text or its name."""
+    site, _, name = source.partition("/")
+    return f"[{text or name}](https://{site}/{name})" if name else text or source
 
 
 def speed_ratios() -> pd.DataFrame:
@@ -73,7 +80,7 @@ def speed_ratios() -> pd.DataFrame:
 
 
 def speed() -> str:
-    """Return the README's table of training times."""
+    """Return the table of training times."""
     usual, table = ("`{}`", "the whole conventional run"), []
     special = {
         "conventional": ("`reference` by the conventional loop", ""),
@@ -92,7 +99,7 @@ def speed() -> str:
 
 
 def promises() -> str:
-    """Return the README's table of the reference's promises and the committed runs."""
+    """Return the table of the published project's promises and our runs."""
     published, rows = read_results("published")["val_acc"], runs_for(RECIPES["reference"])
     history = read_results("history").merge(rows[["config_hash", "seed"]])
     best, last = history.groupby("seed")["val_acc"].max(), rows["val_accuracy"]
@@ -109,12 +116,12 @@ def promises() -> str:
         ("memory", "under 500 MB", f"{memory}; {optimizer}"),
         ("disk", "about 50 MB", disk),
     ]
-    here = f"here, `reference` recipe, n = {len(rows)} seeds, mean (range)"
+    here = f"here, recipe `reference`, n = {len(rows)} seeds, mean (range)"
     return markdown("lll", ("", "promised", here), table)
 
 
 def latency() -> str:
-    """Return the README's table of how long answers take, from the last session of `latency.csv`.
+    """Return the table of how long answers take, from the last session of `latency.csv`.
 
     Microseconds per image, median and range of the rounds; ratios are taken within a round.
     """
@@ -154,72 +161,6 @@ def mean_with_interval(values: pd.Series) -> str:
     return "{:.2f} % [{:.2f} to {:.2f}]".format(*mean_interval(list(values)))
 
 
-def beside_published(
-    title: str, seen: Mapping[str, Evaluation], images: int, seconds: float
-) -> str:
-    """Return a table of three columns: the published run, our 20 epochs, and another run.
-
-    Args:
-        title: heading of that run's column.
-        seen: its evaluations, of those called `validation` and `test`.
-        images: training images that it has seen; 0: unknown.
-        seconds: its time.
-    """
-    rows = _tested("reference")
-    best = read_results("published").nlargest(1, "val_acc").to_dict("records")[0]
-    table = [["", "published", "20 epochs here", title]]
-    table.append(["", "one run, best epoch", f"mean of {len(rows)} seeds", "last epoch"])
-    for part, short, theirs in (("validation", "val", best), ("test", "test", {})):
-        for name, column, style in (("accuracy", "acc", "{:.2f} %"), ("loss", "loss", "{:.4f}")):
-            own = getattr(seen.get(part), name, None)
-            values = theirs.get(f"val_{column}"), rows[f"{short}_{name}"].mean(), own
-            cells = ["-" if value is None else style.format(value) for value in values]
-            table.append([f"{part} {name}", *cells])
-    shown = f"{images:,}" if images else "-"
-    table.append(["training images seen", "-", f"{images_seen(rows.iloc[0]):,}", shown])
-    minutes = [f"{s / 60:.1f}" for s in (rows["seconds"].median(), seconds)]
-    table.append(["minutes of training", "about 10", *minutes])
-    return pd.DataFrame(table).to_string(index=False, header=False)
-
-
-def describe(checkpoint: Path, digits: Digits, compare: bool = False) -> str:
-    """Describe a checkpoint, evaluated on the validation images of its split and the test set.
-
-    Args:
-        checkpoint: file.
-        digits: digits with the images to evaluate on; of another source than the checkpoint's they
-            may not have its split, so nothing is said about validation images.
-        compare: add a table beside the published run, if the network is the published one.
-    """
-    content, model = load_checkpoint(checkpoint), load_model(checkpoint)
-    config, done = Config(**content["config"]), len(content["history"])
-    seconds = content["training"]["progress"]["seconds"]
-    lines = [
-        f"data        {digits}",
-        f"network     {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        f"training    {config.recipe}, seed {config.seed}, {done} of {config.epochs} epochs in "
-        f"{seconds:.0f} s on {content['versions']['device']}",
-    ]
-    seen, images = {}, 0
-    if content["source"] == digits.source:
-        train_ids, ids = digits.split(config.split)
-        images = done * (config.epoch_images or len(train_ids))
-        if len(ids):
-            seen["validation"] = evaluate(model, digits.train_images[ids], digits.train_labels[ids])
-    else:
-        lines.append(f"note        no validation: trained on the source {content['source']!r}")
-    if digits.test:
-        seen["test"] = evaluate(model, *digits.test)
-    lines += [f"{part:12}{what}" for part, what in seen.items()]
-    if not digits.test:
-        lines.append("test        none: the embedded sample has no test set")
-    lines.append(f"checkpoint  {checkpoint}")
-    if compare and config.model == "reference":
-        title = "this run" if digits.source == "mnist" else f"this run, on the {digits.source}"
-        lines += ["", beside_published(title, seen, images, seconds), ""]
-    return "\n".join(lines)
-
-
 def summary_sentence(recipe: str) -> str:
     """Describe the last epoch of a recipe's committed runs in a sentence.
 
@@ -240,35 +181,6 @@ def summary_sentence(recipe: str) -> str:
         f"{seen.max():.2f}), last epoch, {int(last[f'n_{part}']):,} {kind} images, "
         f"{last['parameters']:,} parameters"
     )
-
-
-BLOCKS = {table.__name__: table for table in (headline, leaderboard, latency, speed, promises)}
-
-
-def write_report(check: bool = False, readme: Path | None = None) -> bool:
-    """Update the generated blocks of the README; return whether they were out of date.
-
-    Raises:
-        LedgerError: a table of the ledger, the README or its marks are missing.
-    """
-    readme = readme or outputs_folder().parent / "README.md"
-    if not readme.is_file():
-        raise LedgerError(f"{readme} is not there: the report is part of the repository")
-    old = new = readme.read_text(encoding="utf-8")
-    for name, table in BLOCKS.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        before, found, rest = new.partition(f"{begin}\n")
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise LedgerError(f"{readme} must have the marks {begin} and {end}, in order")
-        new = f"{before}{begin}\n{table()}\n{end}{after}"
-    if new != old and not check:
-        write_atomically(readme, new.encode())
-    return new != old
-
-
-def _tested(recipe: str) -> pd.DataFrame:
-    return runs_for(RECIPES[recipe]).dropna(subset="test_accuracy")
 
 
 def _on_test(rows: pd.DataFrame) -> tuple[str, str, str]:

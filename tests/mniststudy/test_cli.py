@@ -24,7 +24,7 @@ from mniststudy.cli import main
 from mniststudy.notebooks import summarise
 from mniststudy.runs import memory
 from mniststudy.runs.ledger import COLUMNS, read_results
-from mniststudy.runs.report import describe
+from mniststudy.runs.describe import describe
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = "--epochs 2 --epoch-images 100 --batch-size 25 --ema-decay 0.8 --device cpu --threads 1"
@@ -152,9 +152,12 @@ def test_a_ledger_that_is_none_is_one_sentence_before_anything_is_trained(
 
 
 def test_report_and_audit_say_by_their_exit_code_what_they_found(capsys, monkeypatch):
-    monkeypatch.setattr("mniststudy.runs.report.write_report", lambda check: check)
+    monkeypatch.setattr("mniststudy.runs.pages.write_report", lambda check: check)
     assert (run("report --check"), run("report")) == (1, 0)
-    assert capsys.readouterr().out == "README.md is not up to date\nREADME.md is up to date\n"
+    assert (
+        capsys.readouterr().out
+        == "README and docs are not up to date\nREADME and docs are up to date\n"
+    )
     audit = Mock(return_value=False)
     monkeypatch.setattr("mniststudy.runs.audit.audit", audit)
     assert run("audit --recipe 62262f61 --minutes 2.5 --ledger here") == 1

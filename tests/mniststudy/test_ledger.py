@@ -1,4 +1,4 @@
-"""The ledger: a record per finished run, tables collected from them, and the README's tables."""
+"""The ledger: a record per finished run, tables collected from them, and what texts say of it."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ import pytest
 from mnistlib import MODELS, RECIPES, Config, ConfigError, Evaluation, Run, build
 from mnistlib.runtime import versions
 from mniststudy.cli import main
-from mniststudy.runs import ledger, report
+from mniststudy.runs import ledger, pages, report
 from mniststudy.runs.ledger import (
     COLUMNS,
     HOST_COLUMNS,
@@ -36,7 +36,8 @@ from mniststudy.runs.ledger import (
     runs_for,
     without_host_columns,
 )
-from mniststudy.runs.report import BEGIN, END, summary_sentence, write_report
+from mniststudy.runs.pages import BEGIN, END, write_report
+from mniststudy.runs.report import summary_sentence
 from mniststudy.runs.sweep import sweep
 
 COMMITTED = Path(__file__).parent.parent.parent / "outputs" / "results"
@@ -376,37 +377,52 @@ def test_seeds_from_100_served_to_choose_and_are_no_result(run, tmp_path):
 
 
 @pytest.fixture
-def readme(tmp_path, monkeypatch):
-    """A README with marks for two tables and something around them."""
-    readme = tmp_path / "README.md"
-    tables = {"headline": lambda: "| a |", "latency": lambda: "| b |"}
-    monkeypatch.setattr(report, "BLOCKS", tables)
-    marks = "\n\n".join(f"{BEGIN.format(name)}\nold\n{END.format(name)}" for name in tables)
-    readme.write_text(f"# Title\n\n{marks}\n\nThe rest: 100 %, ±.\n", encoding="utf-8")
-    return readme
+def texts(tmp_path, monkeypatch):
+    """Two texts with marks for three blocks and something around them."""
+
+    def a():
+        return "| a |"
+
+    def b():
+        return "| b |"
+
+    def c():
+        return "c"
+
+    monkeypatch.setattr(pages, "BLOCKS", {"README.md": (a, b), "docs.md": (c,)})
+    for name, blocks in pages.BLOCKS.items():
+        names = [block.__name__ for block in blocks]
+        marks = "\n\n".join(f"{BEGIN.format(name)}\nold\n{END.format(name)}" for name in names)
+        text = f"# Title\n\n{marks}\n\nThe rest: 100 %, ±.\n"
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path / "README.md", tmp_path / "docs.md"
 
 
-def test_the_report_goes_between_its_marks(readme):
-    before = readme.read_text(encoding="utf-8")
-    assert write_report(check=True, readme=readme)
-    assert readme.read_text(encoding="utf-8") == before
-    assert write_report(readme=readme)
-    text = readme.read_text(encoding="utf-8")
-    assert not write_report(readme=readme)
-    assert text == before.replace("old", "| a |", 1).replace("old", "| b |", 1)
+def test_the_report_goes_between_its_marks(texts):
+    before = [text.read_text(encoding="utf-8") for text in texts]
+    root = texts[0].parent
+    assert write_report(check=True, root=root)
+    assert [text.read_text(encoding="utf-8") for text in texts] == before
+    assert write_report(root=root)
+    after = [text.read_text(encoding="utf-8") for text in texts]
+    assert not write_report(root=root)
+    assert after[0] == before[0].replace("old", "| a |", 1).replace("old", "| b |", 1)
+    assert after[1] == before[1].replace("old", "c")
 
 
-def test_a_readme_without_its_marks_stays_as_it_is(readme):
-    text, first, last = readme.read_text("utf-8"), BEGIN.format("headline"), END.format("headline")
+def test_a_text_without_its_marks_stays_as_it_is_and_so_does_the_one_before(texts):
+    root, path = texts[0].parent, texts[1]
+    text, first, last = path.read_text("utf-8"), BEGIN.format("c"), END.format("c")
+    readme = texts[0].read_text("utf-8")
     swapped = text.replace(last, "").replace(first, f"{last} between {first}")
     for wrong in (text.replace(last, ""), text.replace(first, ""), swapped):
-        readme.write_text(wrong, encoding="utf-8")
-        with pytest.raises(LedgerError, match=r"README\.md must have the marks"):
-            write_report(readme=readme)
-        assert readme.read_text(encoding="utf-8") == wrong
-    readme.unlink()
-    with pytest.raises(LedgerError, match=r"README\.md is not there"):
-        write_report(readme=readme)
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(LedgerError, match=r"docs\.md must have the marks"):
+            write_report(root=root)
+        assert (path.read_text("utf-8"), texts[0].read_text("utf-8")) == (wrong, readme)
+    path.unlink()
+    with pytest.raises(LedgerError, match=r"docs\.md is not there"):
+        write_report(root=root)
 
 
 def test_how_many_times_as_fast_is_a_ratio_within_a_round_of_the_last_session(

@@ -17,7 +17,7 @@ import torch
 from faults import short_and_long
 
 import mnistlib.data
-import mniststudy.runs.report
+import mniststudy.runs.pages
 import mniststudy.runs.sweep  # noqa: F401
 from mnistlib import load_checkpoint
 from mnistlib.data import FILES

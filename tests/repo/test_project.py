@@ -19,7 +19,7 @@ from mnistlib import (
 )
 from mniststudy.figures.frontier import BUDGETS
 from mniststudy.runs.ledger import read_results, runs_for
-from mniststudy.runs.report import write_report
+from mniststudy.runs.pages import write_report
 from mniststudy.runs.teachers import made_of, pool_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def digits():
         return load_mnist()
 
 
-def test_the_readme_says_what_the_ledger_says():
+def test_readme_and_docs_say_what_the_ledger_says():
     assert not write_report(check=True), "run `mnist report`"
 
 
