@@ -21,7 +21,7 @@ def onecycle(run: Run, title: str) -> None:
     about = f"recipe {run.config.recipe}, {run.parameters:,} parameters, seed {run.config.seed}"
     with figure(title, about, (7, 5), nrows=3 if known else 2, sharex=True) as (_, axes):
         rate, loss, *_ = axes
-        rate.plot(run.curve["lr"], color="#832db6")
+        rate.plot(run.curve["lr"], color="#333333")
         loss.plot(run.curve["loss"], color=TRAIN, lw=0.4, alpha=0.4)
         loss.plot(smooth, color=TRAIN)
         log_axis(loss.yaxis)
@@ -31,12 +31,12 @@ def onecycle(run: Run, title: str) -> None:
             note(error, last, known[-1], (0, 6), ha="right", color=VALIDATION)
             log_axis(error.yaxis)
             about = f"n = {run.n_val:,} validation images{where}"
-            error.set_title(about, fontsize=8, fontweight="normal")
+            error.set_title(about, fontsize=9, fontweight="normal", color="#555555")
         axes[-1].set(xlabel="step", xlim=(0, steps))
         labels = ("learning rate", "training loss", "validation error (%)")
         for ax, label in zip(axes, labels, strict=False):
             ax.set(ylabel=label)
-            ax.axvspan(0, warm, color="#ffa90e", alpha=0.12, lw=0)
+            ax.axvspan(0, warm, color="#e76300", alpha=0.08, lw=0)
             ax.axvspan(warm, steps, color="#3f90da", alpha=0.06, lw=0)
         for start, word in ((0, "warm-up"), (warm, "annealing")):
             place = ("data", "axes fraction")
