@@ -16,7 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: run reference release ablations frontier tiny shapes bench steps writers latency test stress browser lint unit nbval
 .PHONY: runtimes lab notebooks site lock clean help
 
-run: $(READY)            ## execute all notebooks headless, train the published network, and summarise
+run: $(READY)            ## execute notebooks 01 to 04 headless, train the published network, and summarise
+	@$(BIN)/mnist notebooks 01 02 03 04
+
+notebooks: $(READY)      ## execute all notebooks headless (four to eight minutes)
 	@$(BIN)/mnist notebooks
 
 reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
@@ -78,7 +81,7 @@ steps: $(READY)          ## train the steps and the yardsticks of notebook 08, f
 writers: $(READY)        ## how unequal the writers are in the errors of each tested run, for the intervals (needs full MNIST)
 	@$(BIN)/python -c 'from mniststudy.runs.writers import write_writers; print(write_writers())'
 
-latency: $(READY)        ## time answers, for the README, on an idle machine (minutes)
+latency: $(READY)        ## time answers on an idle machine (minutes)
 	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
@@ -117,9 +120,6 @@ nbval: $(READY)          ## the notebooks alone, compared with their committed o
 
 lab: $(READY)            ## open JupyterLab on the notebooks
 	@$(BIN)/python -c 'from mniststudy.notebooks import open_lab; open_lab()'
-
-notebooks: $(READY)      ## execute the notebooks in place and clean them for committing (needs full MNIST)
-	@$(BIN)/mnist notebooks --in-place
 
 site: $(READY)           ## build README, notebooks and texts as a site in build/site (nothing is executed)
 	@rm -rf build/site

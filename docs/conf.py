@@ -14,7 +14,8 @@ from sphinx import addnodes
 from sphinx.util import logging
 
 DRAW = "outputs/checkpoints/best/draw.html"
-ORDER = ("outputs/checkpoints/best/MODEL_CARD", "docs/draw", "docs/surprises", "outputs/LOG")
+ORDER = ("docs/draw", "docs/use", "docs/results", "docs/enter", "docs/timing", "docs/reference")
+ORDER += ("docs/setup", "outputs/checkpoints/best/MODEL_CARD", "docs/surprises", "outputs/LOG")
 ORDER += ("outputs/README", "REFERENCES", "CONTRIBUTING")
 
 project = html_title = "mnistlib"

@@ -23,8 +23,8 @@ from mniststudy import cli
 from mniststudy.cli import main
 from mniststudy.notebooks import summarise
 from mniststudy.runs import memory
-from mniststudy.runs.ledger import COLUMNS, read_results
 from mniststudy.runs.describe import describe
+from mniststudy.runs.ledger import COLUMNS, read_results
 
 LOOP = sys.modules["mnistlib.train"]  # the package's attribute of that name is the function
 QUICK = "--epochs 2 --epoch-images 100 --batch-size 25 --ema-decay 0.8 --device cpu --threads 1"

@@ -13,8 +13,8 @@ from test_ledger import TEST, made_up
 from mnistlib import CheckpointError, Config, MnistlibError, load_checkpoint, load_model, train
 from mnistlib.checkpoint import checkpoints, save_checkpoint
 from mniststudy.runs import ledger, pages, report
-from mniststudy.runs.ledger import READ, TABLES, LedgerError, check_ledger, collect, read_results
 from mniststudy.runs.describe import describe
+from mniststudy.runs.ledger import READ, TABLES, LedgerError, check_ledger, collect, read_results
 from mniststudy.runs.teachers import build_pool
 from mniststudy.use.calibrate import load_calibration
 

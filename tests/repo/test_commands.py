@@ -42,6 +42,7 @@ SHORTER = {
 LEFT_OUT = {
     "mnist notebooks": "all of them: `make test` executes each",
     "mnist notebooks 03 --in-place": "changes committed files",
+    "mnist notebooks --in-place": "changes committed files",
 }
 REFUSED = {"mnist notebooks 03 -p max_lrr 0.05": "no notebook has a parameter 'max_lrr'"}
 LONG = [line for line in COMMANDS if "notebooks" in line and line not in LEFT_OUT | REFUSED]
@@ -132,7 +133,12 @@ def words(line: str, new: Path, desk: Path) -> list[str]:
 
 def committed() -> dict[Path, int]:
     """Return when each file was changed that a command could change by mistake."""
-    paths = [ROOT / "README.md", *ROOT.glob("notebooks/*"), *ROOT.glob("outputs/[!r]*/**/*")]
+    paths = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("notebooks/*"),
+        *ROOT.glob("outputs/[!r]*/**/*"),
+    ]
     paths += ROOT.glob("outputs/results/*")
     return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
 

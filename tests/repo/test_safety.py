@@ -26,7 +26,7 @@ def test_every_clone_has_the_same_bytes_whatever_line_endings_its_git_prefers():
 
 
 def test_papermill_as_written_needs_no_folder_that_a_clone_lacks_and_shows_the_pictures():
-    texts = [ROOT / "README.md", *ROOT.glob("notebooks/*.ipynb")]
+    texts = [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
     whole = "".join(path.read_text(encoding="utf-8") for path in texts)
     (target,) = {ROOT / name for name in re.findall(r"`papermill \S+ (\S+\.ipynb)", whole)}
     assert target.parent in {path.parent for path in tracked()}
