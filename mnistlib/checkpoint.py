@@ -142,7 +142,11 @@ def _compare(found: Any, example: Any, name: str = "it") -> None:
 
 
 def load_model(path: str | Path) -> torch.nn.Module:
-    """Return the network of a checkpoint in eval mode; for errors see `load_checkpoint`."""
+    """Return the network of a checkpoint in eval mode; for errors see `load_checkpoint`.
+
+    Its weights lie in memory as channels_last, which halves the time of small convolutions on CPUs
+    and changes the last bits of the answers. Training does not use it.
+    """
     content = load_checkpoint(path)
     config = Config(**content["config"])
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
@@ -152,7 +156,7 @@ def load_model(path: str | Path) -> torch.nn.Module:
     except (RuntimeError, AttributeError) as error:
         fault = f"has weights that do not fit its network, {config.model!r}"
         raise CheckpointError(f"{path} {fault}; use another one") from error
-    return model.eval()
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def released_checkpoint(recipe: str = "best") -> Path:

@@ -113,7 +113,9 @@ def test_what_is_saved_comes_back_without_moving_the_random_state(
     assert same(load_checkpoint(str(path)), content)
     model = load_model(path)
     assert (model.training, model.drop1.p) == (False, 0.4)
-    assert torch.equal(predict(model, images), predict(trained.model, images))
+    assert same(model.state_dict(), trained.model.state_dict())
+    # not to the last bit: its layout in memory is another
+    torch.testing.assert_close(predict(model, images), predict(trained.model, images))
     assert torch.equal(torch.get_rng_state(), before)
 
 
