@@ -1,14 +1,19 @@
-"""Notebook 07: how far final errors spread over seeds, and the gain that so many seeds can show."""
+"""Notebook 07: how far final errors spread over seeds and over writers."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
-from mnistlib.plots import REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
+from mnistlib import Evaluation
+from mnistlib.plots import QUIET, REFERENCE, TRAIN, VALIDATION, figure, log_axis, note
 
 from ..runs.stats import seeds_needed, smallest_gain
+
+DARK = "#333333"
 
 
 def seed_histogram(
@@ -60,3 +65,49 @@ def seed_histogram(
         right.set(ylim=(0.015, 0.5), xlabel="seeds per recipe")
         right.set_ylabel("gain found 4 times out of 5 (points)")
         right.xaxis.set_tick_params(labelbottom=True)
+
+
+def writers_of_half(errors: np.ndarray) -> np.ndarray:
+    """Return the fewest writers that make half of all errors `(W,)`, most errors first."""
+    order = np.argsort(-errors, kind="stable")
+    return order[: 1 + np.searchsorted(errors[order].cumsum(), errors.sum() / 2)]
+
+
+def errors_by_writer(
+    errors: np.ndarray, students: np.ndarray, seen: Mapping[str, Evaluation], title: str
+) -> None:
+    """Draw the errors of the writers with the most, beside intervals with and without writers.
+
+    Args:
+        errors: misclassified images of each writer, mean over networks, `(W,)`.
+        students: whether each writer is a student, `(W,)` bool.
+        seen: one network of each recipe, by name.
+        title: the finding.
+    """
+    shown, half = np.argsort(-errors, kind="stable")[:60], len(writers_of_half(errors))
+    subtitle = f"the first 60 of n = {len(errors)} writers"
+    grid = {"ncols": 2, "gridspec_kw": {"width_ratios": (1.25, 1), "wspace": 0.1}}
+    with figure(title, subtitle, (7, 3.3), **grid) as (_, (left, right)):
+        for name, part, color, y in (
+            ("students", students[shown], VALIDATION, 0.62),
+            ("employees", ~students[shown], TRAIN, 0.52),
+        ):
+            places = np.flatnonzero(part)
+            left.bar(places + 1, errors[shown[places]], color=color, width=0.85)
+            note(left, name, (0.97, y), xycoords="axes fraction", color=color, ha="right")
+        left.axvline(half + 0.5, color=REFERENCE, lw=0.8, ls=":")
+        text = f"{half} writers make half\nof all errors"
+        note(left, text, (half + 0.5, errors.max()), (5, 0), va="top", color=REFERENCE)
+        left.set(xlabel="writer, most errors first", ylabel="errors of one network")
+        for row, one in enumerate(seen.values()):
+            alone = replace(one, factor=1.0, freedom=math.inf)
+            for how, y, color in ((alone, -0.14, QUIET), (one, 0.14, DARK)):
+                low, high = how.interval
+                right.plot([100 - high, 100 - low], [row + y] * 2, color=color, lw=4)
+                right.plot(how.error, row + y, "|", color="white", ms=5)
+        for text, y, color in (("images alone", -0.14, REFERENCE), ("writers", 0.14, DARK)):
+            place = 100 - alone.interval[0], y
+            note(right, text, place, (-8, 0), va="center", ha="right", color=color)
+        right.set(yticks=range(len(seen)), yticklabels=seen, xlabel="test error (%), 95 % interval")
+        right.invert_yaxis()
+        right.grid(False, axis="y")
