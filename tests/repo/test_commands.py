@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "outputs" / "README.md"]
 TEXTS += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("notebooks/*.ipynb"))]
 WHOLE = "\n".join(path.read_text(encoding="utf-8").replace('\\"', '"') for path in TEXTS)
-FOUND = re.findall(r"(?:`|^)((?:mnist|python -m mniststudy|papermill) [^`\n]+)", WHOLE, re.M)
+START = r"(?:`|^)(?:\.venv/bin/)?((?:mnist|python -m mniststudy|papermill) [^`\n]+)"
+FOUND = re.findall(START, WHOLE, re.M)
 COMMANDS = sorted({line.replace("python -m mniststudy", "mnist") for line in FOUND})
 SHORT = "--batch-size 50 --epoch-images 100 --epochs 1 --device cpu"
 # what a sentence leaves out, and what makes a command short or has it write elsewhere
@@ -40,7 +41,6 @@ SHORTER = {
     "export": "--folder NEW/export", "audit": "--ledger LEDGER", "notebooks": "--folder NEW",
 }  # fmt: skip
 LEFT_OUT = {
-    "mnist notebooks": "all of them: `make test` executes each",
     "mnist notebooks 03 --in-place": "changes committed files",
     "mnist notebooks --in-place": "changes committed files",
 }
