@@ -130,41 +130,50 @@ def evaluate(checkpoint: Checkpoint = None, /, *, data: Data = "auto") -> int:
 def predict(
     image: Path, /, *more: Positional[Path],
     checkpoint: Checkpoint = None, show: Switch = False, json: Switch = False,
+    csv: Path | None = None,
 ) -> int:  # fmt: skip
-    """Say which digits each picture shows, from left to right.
+    """Say which digits each picture shows, by rows, from left to right.
 
     A mark may also be 'not sure' or 'not a digit'; the thresholds are those of calibration.json
     beside the checkpoint. The exit code is 1 if a file cannot be read; the others are read.
 
     Args:
-        image: photo, scan or drawing of digits, as PNG, JPEG, ...
+        image: photo, scan or drawing of digits, as PNG, JPEG, ..., or a folder of them
         more: of the same
         show: write what the network saw and its answers beside each picture, as NAME-read.png
-        json: print all probabilities and the boxes as JSON
+        json: print all probabilities, boxes and reasons as JSON
+        csv: write a sheet of answers with a row for each picture
     """
+    from tqdm import tqdm
+
+    from .use.answers import as_dict, as_text, save_readings, write_sheet
     from .use.calibrate import load_calibration
-    from .use.pictures import read_marks, read_picture, save_readings
+    from .use.pictures import pictures_in, read_picture
+    from .use.segment import read_page
 
     trained = checkpoint or mnistlib.released_checkpoint()
     model, calibration = mnistlib.load_model(trained), load_calibration(trained)
+    paths = [path for given in (image, *more) for path in pictures_in(given)]
     found: list[dict[str, Any]] = []
-    for path in (image, *more):
+    for path in tqdm(paths, disable=None if len(paths) > 1 else True, leave=False, unit="picture"):
         try:
-            page, notes = read_picture(path)
-            readings = read_marks(model, page.marks, calibration)
-            seen = [f"see {save_readings(path, readings)}"] if show and readings else []
+            page = read_picture(path)
+            answer = read_page(model, page, calibration)
+            seen = [f"see {save_readings(path, answer.readings)}"] * (
+                show and bool(answer.readings)
+            )
         except mnistlib.DatasetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {error}", sys.stderr)
             found.append({"picture": str(path), "error": str(error)})
             continue
-        found.append({"picture": str(path), "notes": notes, "reason": page.reason or None})
-        found[-1]["readings"] = [reading.as_dict(page.scale) for reading in readings]
+        found.append(as_dict(path, answer, page.scale, calibration))
         if not json:
-            said = ", ".join(map(str, readings)) or f"not a digit ({page.reason})"
-            several = f"{len(readings)} marks: " if len(readings) > 1 else ""
-            print(f"{path}: {several}{said}", *notes, *seen, sep="; ")
+            said = as_text(answer, page.scale, calibration)
+            tqdm.write("; ".join([f"{path}: {said}", *seen]), sys.stdout)
     if json:
         print(dumps(found, indent=1))
+    if csv:
+        write_sheet(csv, found)
     return int(any("error" in each for each in found))
 
 

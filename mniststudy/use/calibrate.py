@@ -19,7 +19,8 @@ from mnistlib.config import cast, check_allowed
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
 
-from .pictures import Calibration, find_marks, read_marks
+from .pictures import find_ink
+from .segment import Calibration, read_page
 
 LOST = 0.002  # share of right answers that the threshold may cost
 
@@ -92,9 +93,9 @@ def calibrate(model: nn.Module, images: Tensor, labels: Tensor, n: int = 1000) -
     logits = predict_logits(model, images).numpy()
     found = Calibration(round(fit_temperature(logits, labels.numpy()), 4), sure=0.0)
     right = [
-        max(reading.probabilities)
+        reading.confidence
         for drawn, truth in rendered.pages("digits", n, images, labels)
-        for reading in read_marks(model, find_marks(drawn).marks, found)
+        for reading in read_page(model, find_ink(drawn), found).readings
         if reading.answer == truth
     ]
     return replace(found, sure=math.floor(100 * float(np.quantile(right, LOST))) / 100)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnistlib.augment import augment
 
-from .pictures import to_mnist
+from .mnist_form import to_mnist
 from .rendered import LETTERS, letter, scribble
 
 # of matplotlib; the answers to letters are counted with others, those of `rendered`

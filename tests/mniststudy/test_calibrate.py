@@ -11,7 +11,8 @@ from mnistlib import CheckpointError, ConfigError, load_model
 from mnistlib.evaluate import predict_logits
 from mniststudy.use import calibrate as study
 from mniststudy.use.calibrate import Calibration, calibrate, calibrate_released, load_calibration
-from mniststudy.use.pictures import find_marks, read_marks
+from mniststudy.use.pictures import find_ink
+from mniststudy.use.segment import read_page
 from mniststudy.use.rendered import pages
 
 
@@ -46,7 +47,7 @@ def test_the_fit_makes_confidence_match_accuracy_and_loses_nearly_no_right_answe
     sure = (predict_logits(model, images) / found.temperature).softmax(1).amax(1)
     assert abs(float(sure.mean()) - 0.98) < 0.01
     for drawn, truth in pages("digits", 6, images, labels):
-        (reading,) = read_marks(model, find_marks(drawn).marks, found)
+        (reading,) = read_page(model, find_ink(drawn), found).readings
         assert reading.answer == truth
 
 
