@@ -19,7 +19,7 @@ from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
 from mnistlib.plots import RECIPE_COLORS, figure, log_axis, show_digit
 
-from ..use.pictures import centre
+from ..use.mnist_form import centre
 
 COLORS = {name: RECIPE_COLORS[name] for name in ("best", "smoothed", "reference")}
 
