@@ -230,7 +230,7 @@ def step_table(folder: Path | None = None) -> pd.DataFrame:
     """Return a row per step that was timed last: what its whole training takes and reaches.
 
     Columns: `seconds` of the training images at the median pace of the repetitions, the
-    evaluations on the way included; `fastest` and `slowest` repetition; `us` per image;
+    evaluations on the way included; `fastest` and `slowest` of the `repetitions`; `us` per image;
     `base`, the step that it is one change away from; `accuracy`, the list of validation accuracies
     at the last epoch of the committed seeds below 100, others having served to choose (a step that
     only rounds differently shares those of its Config, half precision does not); `kept`, whether
@@ -240,8 +240,8 @@ def step_table(folder: Path | None = None) -> pd.DataFrame:
     speed = speed[(speed["kind"] == "step") & (speed["go"] == speed["go"].max())]
     pace, whole = speed["seconds"] / speed["images"], whole_seconds(speed)
     steps = speed.assign(us=1e6 * pace, whole=whole).groupby("name", sort=False)
-    table = steps["whole"].agg(["median", "min", "max"]).rename_axis(None)
-    table.columns = ["seconds", "fastest", "slowest"]
+    table = steps["whole"].agg(["median", "min", "max", "count"]).rename_axis(None)
+    table.columns = ["seconds", "fastest", "slowest", "repetitions"]
     table["us"], table["base"] = steps["us"].median(), steps["base"].first().fillna("")
     runs = runs[runs["seed"] < 100]
     seedless = [replace(config_in(c), seed=0).hash("mnist") for c in runs["config"]]
@@ -259,7 +259,8 @@ def staircase(table: pd.DataFrame, title: str) -> None:
     tried and not built on are hollow; beside each stands the validation accuracy with its number
     of seeds.
     """
-    subtitle = "median and range of the repetitions; validation accuracy, mean over seeds"
+    n = table["repetitions"].min()
+    subtitle = f"median and range of n = {n} repetitions; validation accuracy, mean of n seeds"
     with figure(title, subtitle, size=(7, 1.0 + 0.27 * len(table))) as (_, (ax,)):
         for y, (_, step) in enumerate(table.iterrows()):
             color = TRAIN if y else REFERENCE
@@ -272,7 +273,7 @@ def staircase(table: pd.DataFrame, title: str) -> None:
                 place = ("axes fraction", "data")
                 note(ax, text, (1, y), xycoords=place, va="center", color=VALIDATION)
         names = [n if kept else f"{n} (not kept)" for n, kept in table["kept"].items()]
-        ax.set_yticks(range(len(table)), names, fontsize=8)
+        ax.set_yticks(range(len(table)), names)
         ax.invert_yaxis()
         log_axis(ax.xaxis)
         ax.set(xlim=(table["seconds"].min() / 2, 2 * table["slowest"].max()))
