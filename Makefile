@@ -25,7 +25,7 @@ notebooks: $(READY)      ## execute all notebooks headless (four to eight minute
 reference: $(READY)      ## train the published 20 epochs instead, with their figures (about six minutes)
 	@$(BIN)/mnist notebooks 03 -p recipe reference
 
-# The twin of `best` and its six teachers are trained with images held out; what is there is resumed
+# The twins of `best` and `careful` and their six teachers are trained with images held out; what is there is resumed
 # or kept. With `make -j2 release` two teachers are trained at a time
 TWIN := outputs/runs/release
 TEACHERS := $(addprefix $(TWIN)/teacher-,0 1 2 3 4 5)
@@ -34,15 +34,21 @@ $(TEACHERS): $(TWIN)/teacher-%: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/mnist train --folder $@ $(if $(wildcard $@/*.pth),--resume $@,\
 		--recipe teacher --split writers --seed $*)
 
-release: $(TEACHERS)     ## make temperature, thresholds, ONNX, robustness, model card and page of `best` anew (about an hour and a half)
+release: $(TEACHERS)     ## make temperatures, thresholds, ONNX, robustness, counts, model card and page anew (about two hours)
 	@pool=$$($(BIN)/mnist teach $(TWIN)/teacher-*/*.pth) && \
 		$(BIN)/mnist train --folder $(TWIN)/twin $(if $(wildcard $(TWIN)/twin/*.pth),--resume $(TWIN)/twin,\
 		--recipe best --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
-	@$(BIN)/python -c 'import sys; from mniststudy.use.calibrate import calibrate_released; \
-		print(calibrate_released(sys.argv[1]))' $(TWIN)/twin/*.pth
-	@$(BIN)/python -c 'from mnistlib import load_mnist, load_model, released_checkpoint as best; \
+	@pool=$$($(BIN)/mnist teach --others 60000 $(TWIN)/teacher-[01]/*.pth) && \
+		$(BIN)/mnist train --folder $(TWIN)/careful $(if $(wildcard $(TWIN)/careful/*.pth),--resume $(TWIN)/careful,\
+		--recipe careful --start "" --split writers --pool $$(echo "$$pool" | sed 's/pool \([0-9a-f]*\):.*/\1/'))
+	@$(BIN)/python -c 'import sys; from mnistlib import released_checkpoint; \
+		from mniststudy.use.calibrate import calibrate_released; best, careful = sys.argv[1:]; \
+		print(calibrate_released(best), calibrate_released(careful, released_checkpoint("careful")))' \
+		$(TWIN)/twin/*.pth $(TWIN)/careful/*.pth
+	@$(BIN)/python -c 'from mnistlib import load_mnist, load_model, released_checkpoint; \
 		from mniststudy.use.calibrate import load_calibration; from mniststudy.use.rendered import measure; \
-		counts = measure(load_model(best()), load_calibration(best()), *load_mnist("mnist").test); \
+		path = released_checkpoint("careful"); \
+		counts = measure(load_model(path), load_calibration(path), *load_mnist("mnist").test); \
 		counts.to_csv("outputs/results/pictures.csv", index=False)'
 	@$(BIN)/python -c 'from mniststudy.figures.errors import write_robustness; write_robustness()'
 	@$(BIN)/mnist export

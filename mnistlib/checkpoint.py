@@ -162,14 +162,14 @@ def load_model(path: str | Path) -> torch.nn.Module:
 def released_checkpoint(recipe: str = "best") -> Path:
     """Return the path of a recipe's checkpoint that comes with the project, its seed 0.
 
-    The recipes of the leaderboard have one in a clone; that of `best` is installed with a wheel.
+    The recipes of the leaderboard have one in a clone; those of `best` and `careful` are installed with a wheel.
 
     Raises:
         CheckpointError: there is none.
     """
     folder = outputs_folder() / "checkpoints" / recipe
-    if recipe == "best" and not folder.is_dir():
-        folder = Path(__file__).with_name("released")
+    if not folder.is_dir():
+        folder = Path(__file__).with_name("released") / recipe
     for path in folder.glob("*.pth"):
         return path
     raise CheckpointError(f"there is no released checkpoint of {recipe!r}; name a file instead")

@@ -216,6 +216,12 @@ RECIPES: dict[str, Config] = {
     "teacher": Config(epochs=60, **_STACKED | _STRONG | {"max_lr": 0.12, "weight_decay": 1e-3}),
     # Most accurate, taught by them: the reference network, any under 20,000, and two smaller ones
     "best": Config(epochs=130, **_TAUGHT | {"weight_decay": 1e-3}),
+    # The same network, trained on: it has also learned what is no digit, for `mnist predict`
+    "careful": Config(
+        start="best",
+        epochs=130,
+        **_TAUGHT | {"pool": "a04b12d3", "max_lr": 0.1, "weight_decay": 1e-3},
+    ),
     "best-20k": Config(
         model="net-20k", epochs=80, **_TAUGHT | {"max_lr": 0.15, "weight_decay": 1e-3}
     ),

@@ -151,7 +151,7 @@ def predict(
     from .use.pictures import pictures_in, read_picture
     from .use.segment import read_page
 
-    trained = checkpoint or mnistlib.released_checkpoint()
+    trained = checkpoint or mnistlib.released_checkpoint("careful")
     model, calibration = mnistlib.load_model(trained), load_calibration(trained)
     paths = [path for given in (image, *more) for path in pictures_in(given)]
     found: list[dict[str, Any]] = []

@@ -63,8 +63,10 @@ def calibrate_released(twin: str | Path, checkpoint: str | Path | None = None) -
     taught, content = mnistlib.load_checkpoint(twin), mnistlib.load_checkpoint(path)
     config, released = Config(**taught["config"]), Config(**content["config"])
     digits = mnistlib.load_mnist()
-    # teachers of the twin have not seen its validation images either, so their pool is another
-    own = {k: getattr(released, k) for k in ("split", "pool", "seed", "device", "threads")}
+    # teachers of the twin have not seen its validation images either, so their pool is another;
+    # nor can it start from a network that has
+    other = ("split", "pool", "start", "seed", "device", "threads")
+    own = {k: getattr(released, k) for k in other}
     same = replace(config, **own) == released and bool(config.pool) == bool(released.pool)
     if not same or config.split == "none" or taught["source"] != digits.source:
         need = f"the same settings, and images of {digits.source!r} held out"

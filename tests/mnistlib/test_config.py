@@ -121,7 +121,7 @@ def test_hashes_are_those_in_the_ledger_whatever_is_renamed_or_added():
         "best-7918": "d319e013", "best-6174": "864a45d3", "best-3500": "7fe310e4",
         "best-1936": "9e00bd18", "best-1000": "dab8b274",
         "best-682": "8f2d0f70", "best-920": "58325507", "best-1816": "c34b1a09",
-        "best-3466": "27f3d9a5", "tiny": "ad2e82ff",
+        "best-3466": "27f3d9a5", "tiny": "ad2e82ff", "careful": "2d0ea807",
     }  # fmt: skip
     assert (Config().hash("mnist"), Config(seed=3).hash("sample")) == ("b552b688", "4f9a22cf")
 

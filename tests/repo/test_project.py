@@ -98,8 +98,9 @@ def test_the_pool_of_the_recipes_is_named_after_the_committed_teachers():
     names = ("best", "best-20k", "best-7918", "best-6174", "smoothed", "teacher")
     released = [load_checkpoint(name) for name in names]
     others = pool_name(released, made_of(released, "mnist", RECIPES["teacher"], 20))
-    assert {c.pool for c in RECIPES.values()} == {"", name, others}
-    assert RECIPES["tiny"].pool == others
+    mixed = pool_name(released, made_of(released, "mnist", RECIPES["teacher"], 20, 60_000))
+    assert {c.pool for c in RECIPES.values()} == {"", name, others, mixed}
+    assert (RECIPES["tiny"].pool, RECIPES["careful"].pool) == (others, mixed)
 
 
 def test_the_ledger_says_what_each_pool_was_made_of():

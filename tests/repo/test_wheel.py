@@ -14,11 +14,12 @@ from mnistlib import load_mnist, released_checkpoint
 from mniststudy.use.calibrate import load_calibration
 
 ROOT = Path(__file__).resolve().parents[2]
+RELEASED = "best", "careful"
 SCRIPT = """
 import mnistlib
 from mniststudy.cli import main
 from mniststudy.use.calibrate import load_calibration
-print(load_calibration(mnistlib.released_checkpoint()))
+print(load_calibration(mnistlib.released_checkpoint("careful")))
 print(mnistlib.__file__, main(["predict", "digit.png"]))
 quick = ["--epochs", "1", "--epoch-images", "256", "--threads", "1", "--device", "cpu"]
 print(main(["train", "--data", "sample", *quick]))
@@ -29,7 +30,7 @@ print(main(["train", "--data", "sample", *quick]))
 def wheel(tmp_path_factory):
     """Build the wheel from a copy, because building leaves files behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    for part in ("mnistlib", "mniststudy", "outputs/checkpoints/best"):
+    for part in ("mnistlib", "mniststudy", *(f"outputs/checkpoints/{name}" for name in RELEASED)):
         shutil.copytree(ROOT / part, folder / "copy" / part)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "copy")
@@ -40,20 +41,25 @@ def wheel(tmp_path_factory):
     return ZipFile(built)
 
 
-def test_it_holds_every_module_the_released_network_and_no_other_data(wheel):
+def test_it_holds_every_module_the_two_released_networks_and_no_other_data(wheel):
     modules = {
         str(path.relative_to(ROOT))
         for package in ("mnistlib", "mniststudy")
         for path in (ROOT / package).rglob("*.py")
     }
-    released = {path.name for path in (ROOT / "outputs/checkpoints/best").glob("*.pth")}
+    released = {
+        f"{name}/{path.name}"
+        for name in RELEASED
+        for path in (ROOT / "outputs/checkpoints" / name).glob("*.pth")
+    }
+    tables = {f"{name}/calibration.json" for name in RELEASED}
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert files - modules == {
         "mnistlib/mnistlib.mplstyle", "mniststudy/use/model_card.md", "mniststudy/use/page.html",
-        *(f"mnistlib/released/{name}" for name in {"calibration.json"} | released),
+        *(f"mnistlib/released/{name}" for name in tables | released),
     }  # fmt: skip
     assert modules <= files
-    assert len(released) == 1
+    assert len(released) == 2
     (scripts,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert wheel.read(scripts).decode().split("\n")[:2] == [
         "[console_scripts]", "mnist = mniststudy.cli:main",
@@ -72,7 +78,7 @@ def test_installed_elsewhere_it_predicts_as_calibrated_and_trains_on_the_sample(
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     said = done.stdout.splitlines()
-    assert said[0] == str(load_calibration(released_checkpoint())), done.stderr
+    assert said[0] == str(load_calibration(released_checkpoint("careful"))), done.stderr
     assert said[1].startswith(f"digit.png: {int(digits.train_labels[0])} (")
     assert said[2] == f"{site / 'mnistlib' / '__init__.py'} 0"
     assert said[-1] == "0"
