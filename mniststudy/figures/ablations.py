@@ -127,5 +127,5 @@ def forest_plot(
             margin = 0.1 * (high - low)
             ax.set(xlabel=label, xlim=(low - margin, high + margin))
             ax.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(ordered)), ordered, fontsize=8)
+        axes[0].set_yticks(range(len(ordered)), ordered)
         axes[0].set_ylim(-0.7, len(ordered) - 0.3)
