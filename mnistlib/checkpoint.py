@@ -162,7 +162,8 @@ def load_model(path: str | Path) -> torch.nn.Module:
 def released_checkpoint(recipe: str = "best") -> Path:
     """Return the path of a recipe's checkpoint that comes with the project, its seed 0.
 
-    The recipes of the leaderboard have one in a clone; those of `best` and `careful` are installed with a wheel.
+    The recipes of the leaderboard have one in a clone; a wheel installs those of `best` and
+    `careful`.
 
     Raises:
         CheckpointError: there is none.

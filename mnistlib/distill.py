@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,11 +41,11 @@ class Pool:
         Images without a digit follow, if there are any; their target is 0.1 for each digit (the
         entropic open-set loss of A. R. Dhamija, M. Guenther and T. E. Boult, NeurIPS 2018).
         """
-        how = {"generator": generator, "device": ids.device}
-        view = torch.randint(len(self.images), ids.shape, **how)
+        draw = partial(torch.randint, generator=generator, device=ids.device)
+        view = draw(len(self.images), ids.shape)
         images, targets = self.images[view, ids], self.targets[view, ids].float()
         if len(self.others):
-            other = torch.randint(len(self.others), (round(OTHERS * len(ids)),), **how)
+            other = draw(len(self.others), (round(OTHERS * len(ids)),))
             images = torch.cat((images, self.others[other]))
             targets = torch.cat((targets, targets.new_full((len(other), 10), 0.1)))
         return images.unsqueeze(1), targets

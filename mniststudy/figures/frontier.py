@@ -196,7 +196,7 @@ def error_vs_parameters(
             if row["source"] == "the published reference":
                 spot = row["parameters"], 100 - row["accuracy"]
                 note(ax, row["source"], spot, (7, -3), color=VALIDATION)
-        top = claims.loc[claims["accuracy"].idxmin()]
+        top = claims.sort_values("accuracy").iloc[0]
         spot = top["parameters"], 100 - top["accuracy"]
         note(ax, "public results", spot, (8, -3), color=VALIDATION, weight="bold")
         lowest, highest = ax.get_xlim()

@@ -91,7 +91,7 @@ def leaders() -> str:
     for most, recipe in BUDGETS.items():
         rows = tested(recipe)
         within = claims[claims["parameters"].between(least + 1, most)]
-        claim = within.loc[within["accuracy"].idxmax()]
+        claim = within.sort_values("accuracy").iloc[-1]
         theirs = public(claim["source"], f"{claim['accuracy']:.2f} %")
         own = mean_with_interval(rows["test_accuracy"]), len(rows)
         table.append((_parameters(rows), *own, theirs, f"{claim['parameters']:,}"))

@@ -12,8 +12,9 @@ from mnistlib.paths import outputs_folder
 
 from .ledger import LedgerError, images_seen, read_results, runs_for, whole_seconds
 from .stats import mean_interval
+from .writers import one_network
 
-ON_TEST = ("test accuracy, mean [95 %]", "test loss", "seeds")
+ON_TEST = ("test accuracy, mean [95 %]", "one network, other writers", "test loss", "seeds")
 
 
 def tested(recipe: str) -> pd.DataFrame:
@@ -32,7 +33,7 @@ def headline() -> str:
         seconds = timed.get(name, rows["seconds"].median())
         spent = "GPU" if (rows["device"] == "cuda").all() else f"{seconds:.0f}"
         table.append((f"{rows['parameters'].iloc[0]:,}", f"`{recipe}`", *_on_test(rows), spent))
-    return markdown("rlrrrr", ("parameters", "recipe", *ON_TEST, "seconds"), table)
+    return markdown("rlrrrrr", ("parameters", "recipe", *ON_TEST, "seconds"), table)
 
 
 def leaderboard() -> str:
@@ -48,10 +49,10 @@ def leaderboard() -> str:
         entries.append((first["parameters"], -rows["test_accuracy"].mean(), cells))
     for claim in read_results("claims").to_dict("records"):
         source = public(claim["source"])
-        cells = (f"{claim['accuracy']:.2f} %", "", "", "", "", f"*{source}: {claim['how']}*")
-        entries.append((claim["parameters"], -claim["accuracy"], cells))
+        claimed = (f"{claim['accuracy']:.2f} %", *[""] * 5, f"*{source}: {claim['how']}*")
+        entries.append((claim["parameters"], -claim["accuracy"], claimed))
     columns = ("parameters", *ON_TEST, "multiply-accumulates", "images seen", "entry")
-    return markdown("rrrrrrl", columns, [(f"{n:,}", *cells) for n, _, cells in sorted(entries)])
+    return markdown("rrrrrrrl", columns, [(f"{n:,}", *cells) for n, _, cells in sorted(entries)])
 
 
 def public(source: str, text: str = "") -> str:
@@ -183,10 +184,16 @@ def summary_sentence(recipe: str) -> str:
     )
 
 
-def _on_test(rows: pd.DataFrame) -> tuple[str, str, str]:
+def other_writers(rows: pd.DataFrame) -> str:
+    """Return the 95 % interval of one network for digits by other people, if it is known."""
+    one = one_network(rows)
+    return "{:.2f} to {:.2f}".format(*one.interval) if math.isfinite(one.freedom) else ""
+
+
+def _on_test(rows: pd.DataFrame) -> tuple[str, str, str, str]:
     """Return the cells of the columns `ON_TEST`."""
-    loss = f"{rows['test_loss'].mean():.3f}"
-    return mean_with_interval(rows["test_accuracy"]), loss, f"{len(rows)}"
+    mean, loss = mean_with_interval(rows["test_accuracy"]), f"{rows['test_loss'].mean():.3f}"
+    return mean, other_writers(rows), loss, f"{len(rows)}"
 
 
 def _median_range(values: pd.Series, style: str = ".1f") -> str:

@@ -44,11 +44,7 @@ def build_pool(
         ConfigError: the teachers have other digits, or held out different images.
     """
     contents = [load_checkpoint(path) for path in teachers]
-    # as they were trained: another layout would change the last bits of a pool's answers
-    layout = torch.contiguous_format
-    models = [load_model(path).to(device, memory_format=layout) for path in teachers]
-    for model in models:
-        model.to(memory_format=torch.channels_last)  # in 0.7 of the time
+    models = [load_model(path).to(device) for path in teachers]
     about = made_of(contents, digits.source, config, views, others)
     name = pool_name(contents, about)
     folder = pool_folder(name)

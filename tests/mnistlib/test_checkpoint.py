@@ -203,7 +203,8 @@ def test_the_released_checkpoint_is_that_of_a_clone_or_installed_or_its_absence_
     monkeypatch.setattr(mnistlib.checkpoint, "outputs_folder", lambda: tmp_path)
     monkeypatch.setattr(mnistlib.checkpoint, "__file__", str(tmp_path / "x.py"))
     for recipe, folder in (
-        ("best", "released/best"), ("best", "checkpoints/best"), ("reference", "checkpoints/reference"),
+        ("best", "released/best"), ("best", "checkpoints/best"),
+        ("reference", "checkpoints/reference"),
     ):  # fmt: skip
         path = tmp_path / folder / f"mnist_model_{recipe}.pth"
         path.parent.mkdir(parents=True)

@@ -12,8 +12,8 @@ from mnistlib.evaluate import predict_logits
 from mniststudy.use import calibrate as study
 from mniststudy.use.calibrate import Calibration, calibrate, calibrate_released, load_calibration
 from mniststudy.use.pictures import find_ink
-from mniststudy.use.segment import read_page
 from mniststudy.use.rendered import pages
+from mniststudy.use.segment import read_page
 
 
 def test_a_calibration_is_used_for_the_checkpoint_that_it_names(tmp_path):
