@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mnistlib import evaluate, load_mnist, load_model, released_checkpoint
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import outputs_folder, write_atomically
-from mnistlib.plots import RECIPE_COLORS, figure, log_axis, show_digit
+from mnistlib.plots import QUIET, RECIPE_COLORS, figure, log_axis, note, show_digit
 
 from ..use.mnist_form import centre
 
@@ -34,6 +34,8 @@ class Case:
     severities: tuple[float, ...]
     neutral: float = 0
     """the severity that changes nothing"""
+    short: str = ""
+    """the unit below a small picture"""
 
 
 def _shift(images: Tensor, pixels: float) -> np.ndarray:
@@ -80,12 +82,14 @@ def _thicken(images: Tensor, pixels: float) -> Tensor:
 
 
 CASES = {
-    "shift": Case(_shift, "pixels", (0, 1, 2, 3, 4, 5, 6)),
-    "rotation": Case(_rotate, "degrees", (0, 10, 20, 30, 40, 50)),
-    "scale": Case(_zoom, "times the size", (0.25, 0.5, 0.75, 1, 1.25, 1.5), 1),
-    "noise": Case(_add_noise, "sd, share of the range", (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
-    "blur": Case(_blur, "sd, pixels", (0, 0.5, 1, 1.5, 2, 2.5)),
-    "thickness": Case(_thicken, "pixels at each edge", (-1, -0.5, 0, 0.5, 1, 1.5)),
+    "shift": Case(_shift, "pixels", (0, 1, 2, 3, 4, 5, 6), short="pixels"),
+    "rotation": Case(_rotate, "degrees", (0, 10, 20, 30, 40, 50), short="degrees"),
+    "scale": Case(_zoom, "times the size", (0.25, 0.5, 0.75, 1, 1.25, 1.5), 1, "times"),
+    "noise": Case(
+        _add_noise, "sd, share of the range", (0, 0.1, 0.2, 0.3, 0.4, 0.5), short="of the range"
+    ),
+    "blur": Case(_blur, "sd, pixels", (0, 0.5, 1, 1.5, 2, 2.5), short="pixels"),
+    "thickness": Case(_thicken, "pixels at each edge", (-1, -0.5, 0, 0.5, 1, 1.5), short="pixels"),
 }
 
 
@@ -124,24 +128,48 @@ def write_robustness() -> Path:
     return path
 
 
-def severities(image: Tensor, title: str) -> None:
-    """Draw an image `(1, 28, 28)` uint8 at all severities, the unchanged one with a black frame."""
-    columns = max(len(case.severities) for case in CASES.values())
-    with figure(title, "", (7, 6.3), nrows=len(CASES), ncols=columns) as (_, axes):
-        for row, (name, case) in zip(axes.reshape(-1, columns), CASES.items(), strict=True):
-            for ax, severity in zip(row, case.severities, strict=False):
-                show_digit(ax, transform(image[None], name, severity)[0], f"{severity:g}")
-                if severity == case.neutral:
-                    ax.spines[:].set(color="black")
-            for ax in row[len(case.severities) :]:
-                ax.axis("off")
-            row[0].set_ylabel(name, fontsize=8)
+def severities(image: Tensor, shown: Mapping[str, float], title: str) -> None:
+    """Draw an image `(1, 28, 28)` uint8, and beside it changed in each of the named ways.
+
+    Args:
+        image: the image.
+        shown: severity by name of the change.
+        title: the finding.
+    """
+    with figure(title, size=(7, 1.75), ncols=1 + len(shown)) as (_, axes):
+        show_digit(axes[0], image)
+        axes[0].set_xlabel("unchanged")
+        for ax, (name, severity) in zip(axes[1:], shown.items(), strict=True):
+            show_digit(ax, transform(image[None], name, severity)[0])
+            ax.set_xlabel(f"{name}\n{severity:g} {CASES[name].short}")
+
+
+def tolerance(table: pd.DataFrame, title: str, subtitle: str) -> None:
+    """Draw the error at every severity of every change, a line for each network.
+
+    Args:
+        table: error in percent by `case` and `severity`, a column for each name in `COLORS`.
+        title: the finding.
+        subtitle: what is shown, with n.
+    """
+    with figure(title, subtitle, (7, 4.4), nrows=2, ncols=3, sharey=True) as (fig, axes):
+        for ax, (name, case) in zip(axes, CASES.items(), strict=True):
+            for recipe, color in COLORS.items():
+                ax.plot(table.loc[name, recipe], "o-", ms=3, color=color, label=recipe)
+            ax.axvline(case.neutral, color=QUIET, lw=0.8, ls=":")
+            ax.set_xlabel(f"{name} ({case.unit})")
+            log_axis(ax.yaxis, (1,))
+        fig.supylabel("error (%)", fontsize=9)
+        axes[1].legend(loc="upper left")
 
 
 def reliability(
     networks: Mapping[str, Sequence[np.ndarray]], labels: np.ndarray, title: str, bins: int = 15
 ) -> None:
-    """Draw the expected error of each bin of images against its observed error, on log axes.
+    """Draw the expected against the observed error of each bin of images, on log axes.
+
+    Hollow: before temperature scaling, filled: after it. A triangle is the upper end of the
+    interval of a bin without errors.
 
     Args:
         networks: by recipe, probabilities `(N, 10)` before and after temperature scaling.
@@ -149,23 +177,28 @@ def reliability(
         title: the finding.
         bins: number of bins of equal size, from the least to the most confident images.
     """
-    subtitle = f"n = {len(labels):,}, {bins} bins of equal size; lines: 95 % Wilson intervals"
+    subtitle = f"n = {len(labels):,}, {bins} bins of equal size"
     ends = (0.008, 40)  # percent; the axes begin above zero
-    with figure(title, subtitle, (7, 3.5), ncols=2, sharex=True, sharey=True) as (_, axes):
-        for k, (ax, when) in enumerate(zip(axes, ("before", "after"), strict=True)):
-            for recipe, pair in networks.items():
-                doubt, wrong = 1 - pair[k].max(1), pair[k].argmax(1) != labels
+    grid = {"ncols": len(networks), "sharex": True, "sharey": True}
+    with figure(title, subtitle, (7, 3.3), **grid) as (_, axes):
+        for ax, (recipe, pair) in zip(axes, networks.items(), strict=True):
+            color = COLORS[recipe]
+            for p, fill in zip(pair, ("white", color), strict=True):
+                doubt, wrong = 1 - p.max(1), p.argmax(1) != labels
                 parts = np.array_split(np.argsort(-doubt, kind="stable"), bins)
-                expected = [100 * doubt[part].mean() for part in parts]
-                errors, n = (np.array([f(wrong[part]) for part in parts]) for f in (sum, len))
-                low, high = proportion_confint(errors, n, method="wilson")
-                ax.vlines(expected, 100 * low, 100 * high, COLORS[recipe], lw=1, alpha=0.6)
-                ax.plot(expected, 100 * errors / n, "o", ms=4, color=COLORS[recipe], label=recipe)
+                expected = np.array([100 * doubt[part].mean() for part in parts])
+                found, n = (np.array([f(wrong[part]) for part in parts]) for f in (sum, len))
+                low, high = 100 * np.array(proportion_confint(found, n, method="wilson"))
+                some = found > 0
+                ax.vlines(expected[some], low[some], high[some], color, lw=1, zorder=1)
+                look = {"color": color, "mfc": fill, "ls": ""}
+                ax.plot(expected, 100 * found / n, "o", ms=5, **look)
+                ax.plot(expected[~some], high[~some], "v", ms=4, **look)
             ax.plot(ends, ends, color="black", lw=0.8, ls=":")
-            ax.set(xlim=ends, ylim=ends, xlabel="expected error: 100 - mean confidence (%)")
+            ax.set(xlim=ends, ylim=ends, xlabel="expected error (%)")
             for axis in (ax.xaxis, ax.yaxis):
                 log_axis(axis, (1,))
-            ax.legend(title=f"{when} temperature scaling", title_fontsize=8, alignment="left")
+            note(ax, recipe, (0.03, 0.97), xycoords="axes fraction", va="top", color=color)
         axes[0].set_ylabel("observed error (%)")
 
 

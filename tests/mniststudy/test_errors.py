@@ -169,9 +169,11 @@ def test_the_reliability_diagram_has_the_bins_of_the_calibration_error():
     labels = np.where(rng.random(400) < 0.2, (p.argmax(1) + 1) % 10, p.argmax(1))
     flat = p**0.5 / (p**0.5).sum(1, keepdims=True)
     errors.reliability({"best": (flat, p)}, labels, "title", bins=10)
-    for ax, own in zip(plt.gcf().axes, (flat, p), strict=True):
-        x, y = ax.lines[0].get_data()
+    (ax,) = plt.gcf().axes
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    for dot, bars, own in zip(dots, ax.collections, (flat, p), strict=True):
+        x, y = dot.get_data()
         assert np.mean(abs(x - y)) == pytest.approx(calibration_error(own, labels, bins=10))
-        ends = [line[:, 1] for line in ax.collections[0].get_segments()]
-        assert all(low <= dot <= high for (low, high), dot in zip(ends, y, strict=True))
+        ends = [line[:, 1] for line in bars.get_segments()]
+        assert all(low <= at <= high for (low, high), at in zip(ends, y[y > 0], strict=True))
     plt.close("all")
