@@ -160,7 +160,7 @@ def tolerance(table: pd.DataFrame, title: str, subtitle: str) -> None:
             ax.set_xlabel(f"{name} ({case.unit})")
             log_axis(ax.yaxis, (1,))
         fig.supylabel("error (%)", fontsize=9)
-        axes[1].legend(loc="upper left")
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def reliability(
