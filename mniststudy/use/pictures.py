@@ -123,7 +123,7 @@ def find_ink(pixels: np.ndarray, scale: float = 1) -> Page:
     shadow = _shadow(signed, sheet)
     signed -= shadow
     if colour.sum() <= 0:  # with half the light dark ink has half the contrast
-        light = paper.mean(2) - shadow
+        light = (paper + shadow[..., None] * colour).mean(2)
         signed *= light.max() / light.clip(light.max() / 5 + 1)
     smooth = ndimage.gaussian_filter(signed, min(1.0, max(height, width) / 400))
     below = smooth[sheet & (smooth < 0)]  # much ink is no noise
@@ -135,11 +135,12 @@ def find_ink(pixels: np.ndarray, scale: float = 1) -> Page:
     low = LOW * top
     for _ in range(2):  # what is printed on the paper is fainter than what is written on it
         around = sheet & ~ndimage.binary_dilation(smooth > max(low, 0.5 * top), iterations=3)
-        pattern = float(np.quantile(smooth[around], 0.98)) if around.any() else 0.0
+        pattern = float(np.quantile(smooth[around], 0.95)) if around.any() else 0.0
         low = max(LOW * top, pattern + 0.25 * (top - pattern))
     mask = smooth > low
     faint = smooth > max(low / 2, 5 * noise)
-    peaks = ndimage.grey_dilation(np.where(mask, smooth, 0), max(3, max(height, width) // 40))
+    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    peaks = ndimage.maximum(smooth, labels, np.arange(n + 1))[labels]
     mask &= smooth > EDGE * peaks  # faint ink beside dark ink is no stroke
     if not sheet.all():  # the edge of the sheet is no ink
         labels, _ = ndimage.label(mask, np.ones((3, 3)))
@@ -190,7 +191,7 @@ def find_sheet(pixels: np.ndarray) -> np.ndarray:
     inside = (
         hull.equations[:, :2] @ np.stack([v.ravel(), u.ravel()]) + hull.equations[:, 2:] <= 0
     ).all(0)
-    if sheet.sum() < 0.85 * inside.sum():
+    if sheet.sum() < 0.93 * inside.sum():
         return everything
     inside = np.pad(inside.reshape(shape), 3, "edge")
     inside = ndimage.binary_erosion(inside, iterations=3)[3:-3, 3:-3]
@@ -264,9 +265,10 @@ def _shadow(signed: np.ndarray, sheet: np.ndarray) -> np.ndarray:
     shape = (math.ceil(height / step), math.ceil(width / step))
     small = _resize(signed[..., None].astype(np.float32), shape, Image.Resampling.BOX)[..., 0]
     top = float(np.quantile(small, 0.999))
-    between = (small > 0.1 * top) & (small < 0.7 * top)
-    soft = between & (ndimage.morphological_gradient(small, 5) < 0.12 * top)
-    if soft.sum() < 0.03 * soft.size:
+    area = ndimage.binary_opening(small > 0.15 * top, np.ones((13, 13)))
+    rim = area & ~ndimage.binary_erosion(area)
+    steep = ndimage.morphological_gradient(small, 5)[rim]
+    if not rim.any() or np.median(steep) > 0.4 * top:
         return np.zeros_like(signed)
     wide = ndimage.grey_opening(small, math.ceil(WINDOW * max(shape)))
     wide = ndimage.gaussian_filter(wide, 2.0)[..., None].astype(np.float32)
