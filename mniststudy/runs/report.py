@@ -129,7 +129,7 @@ def latency() -> str:
     rows = read_results("latency").query("go == go.max()")
     rows = rows.assign(us=1e6 * rows["seconds"] / (rows["calls"] * rows["batch"]))
     rows = rows.sort_values("batch", kind="stable")
-    first, runtimes = rows["network"].iloc[0], ("torch", "onnxruntime", "onnxruntime int8")
+    first, runtimes = rows["network"].iloc[0], list(dict.fromkeys(rows["runtime"]))
     table, yardstick = [], pd.Series()
     for (batch, network), own in rows.groupby(["batch", "network"], sort=False):
         times = own.pivot(index="repetition", columns="runtime", values="us")
@@ -138,14 +138,16 @@ def latency() -> str:
         else:
             ratio = _median_range(times["onnxruntime"] / yardstick, ".2f")
         shown = [_median_range(times[runtime], ",.0f") for runtime in runtimes]
+        torch = _median_range(times["torch"] / times["onnxruntime"], ".2f")
         about = f"{batch:,}", f"`{network}`", f"{own['parameters'].iloc[0]:,}"
-        table.append((*about, *shown, ratio))
+        table.append((*about, *shown, torch, ratio))
     columns = (
         "images at a time", "network", "parameters",
         *(f"{runtime}, µs per image" for runtime in runtimes),
+        "torch's time in times onnxruntime's",
         f"onnxruntime's time in times that of `{first}`",
     )  # fmt: skip
-    return markdown("rlrrrrr", columns, table)
+    return markdown("rlr" + "r" * (len(runtimes) + 2), columns, table)
 
 
 def markdown(sides: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

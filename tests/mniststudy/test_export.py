@@ -327,3 +327,33 @@ def test_every_runtime_is_timed_on_one_image_and_on_a_thousand(
     sizes = rows.groupby("runtime")["bytes"].max()
     assert np.isnan(sizes["torch"])
     assert 2_000 < sizes["onnxruntime int8"] < sizes["onnxruntime"]
+
+
+FOREIGN = """
+class Core:
+    def compile_model(self, file, device, options):
+        assert options == {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        assert open(file, "rb").read()
+        return lambda images: images.mean()
+
+
+__version__ = "9.9.9-of-tests"
+"""
+
+
+def test_openvino_is_timed_in_an_environment_of_its_own_in_the_same_rounds(
+    other, tiny_digits, runs_folder, monkeypatch, tmp_path
+):
+    (tmp_path / "openvino.py").write_text(FOREIGN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(clock.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
+    monkeypatch.setattr(clock, "load_mnist", lambda source: tiny_digits)
+    file = (other[0] / "custom.onnx").read_bytes()
+    monkeypatch.setattr(formats, "to_onnx", lambda *_: file)
+    networks = {"small": build("c8s2 r1 p full")}
+    clock.latency(repetitions=1, networks=networks, openvino=sys.executable)
+    rows = read_results("latency", runs_folder)
+    assert set(rows["runtime"]) == {
+        *("torch", "onnxruntime", "onnxruntime int8", "OpenVINO 9.9.9", "OpenVINO 9.9.9 int8")
+    }
+    assert (rows["seconds"] > 0).all()
