@@ -87,8 +87,9 @@ steps: $(READY)          ## train the steps and the yardsticks of notebook 08, f
 writers: $(READY)        ## how unequal the writers are in the errors of each tested run, for the intervals (needs full MNIST)
 	@$(BIN)/python -c 'from mniststudy.runs.writers import write_writers; print(write_writers())'
 
-latency: $(READY)        ## time answers on an idle machine (minutes)
-	@$(BIN)/python -c 'from mniststudy.use.latency import latency; print(latency())'
+latency: $(READY)        ## time answers on an idle machine (minutes; OpenVINO too after `make runtimes`)
+	@$(BIN)/python -c 'import sys; from mniststudy.use.latency import latency; \
+		print(latency(openvino=next(iter(sys.argv[1:]), None)))' $(wildcard build/runtimes/venv/bin/python)
 
 test: lint               ## lint, unit tests, every notebook compared with its committed output
 	@$(PYTEST) $(NBVAL) notebooks tests

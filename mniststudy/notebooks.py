@@ -1,10 +1,11 @@
 """Runs notebooks with papermill: checks parameters, executes, extracts figures, summarises."""
 
+import ast
 import os
 import re
 import sys
-from ast import literal_eval
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import nbformat
 import papermill
 from nbconvert.preprocessors import ExtractOutputPreprocessor
-from papermill.utils import nb_language
+from papermill.utils import nb_kernel_name, nb_language
 from tqdm.auto import tqdm
 
 from mnistlib import Config, ConfigError, Digits, MnistlibError, configure, load_mnist
@@ -64,15 +65,29 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     return list(dict.fromkeys(chosen))
 
 
-def _defaults(notebook: Path) -> dict[str, str]:
-    """Return the parameters of a notebook, each with its default as it is written."""
+def _defaults(notebook: Path) -> dict[str, Any]:
+    """Return the parameters of a notebook with their defaults, those that are literals.
+
+    Read as Python; papermill reads lines, and misses or cuts some (findings).
+    """
     try:
-        if (language := nb_language(nbformat.read(notebook, as_version=4))) != "python":
+        content = nbformat.read(notebook, as_version=4)
+        nb_kernel_name(content)  # raises ValueError if there is none
+        if (language := nb_language(content)) != "python":
             raise ValueError(f"its language is {language}")
-        return {k: v["default"] for k, v in papermill.inspect_notebook(notebook).items()}
-    except (ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
+        cell = next(tagged, nbformat.v4.new_code_cell())
+        found = {}
+        for line in ast.parse(cell.source).body:
+            targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", 0)]
+            for target in targets:
+                with suppress(ValueError):  # it is computed
+                    if isinstance(target, ast.Name) and line.value:
+                        found[target.id] = ast.literal_eval(line.value)
+    except (ValueError, TypeError, AttributeError, SyntaxError, nbformat.ValidationError) as error:
         remedy = "save it in JupyterLab with the kernel Python 3"
         raise ConfigError(f"{notebook.name} cannot be executed ({error}); {remedy}") from error
+    return found
 
 
 def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +111,11 @@ def read_parameters(notebooks: Sequence[Path], given: Mapping[str, Any]) -> dict
     settings = {k: v for k, v in given.items() if k in fields}
     settings |= read_settings(given.get("settings", ""))
     config = configure(given.get("recipe", DEFAULT_RECIPE), **settings)
+    for name in given.keys() - fields:
+        if (kind := type(known[name])) not in (bool, int, float, str):
+            raise ConfigError(f"{name} is a {kind.__name__}, which cannot be given; edit the cell")
     return {
-        k: getattr(config, k) if k in fields else cast(k, v, type(literal_eval(known[k])))
+        k: getattr(config, k) if k in fields else cast(k, v, type(known[k]))
         for k, v in given.items()
     }
 

@@ -173,6 +173,22 @@ def test_a_value_is_read_by_the_type_of_its_default(notebook, notebooks):
         assert [type(found[name]) for name in kept] == [type(value) for value in kept.values()]
 
 
+@pytest.mark.parametrize("source", ["a = 'run #3'", "a = 'k=v'", "b = 1; a = 'x'", "a: str = 'x'"])
+def test_parameters_are_read_as_python_reads_them(tmp_path, source):
+    path = tmp_path / "own.ipynb"
+    write(path, f"{source}\nc = len('computed')")
+    assert read_parameters([path], {"a": "y # z"}) == {"a": "y # z"}
+    with pytest.raises(ConfigError, match="no notebook has a parameter 'c'"):
+        read_parameters([path], {"c": 1})
+
+
+@pytest.mark.parametrize(("default", "kind"), [("[16, 32]", "list"), ("(16, 32)", "tuple")])
+def test_a_parameter_that_cannot_be_given_is_refused_by_its_type(tmp_path, default, kind):
+    write(path := tmp_path / "own.ipynb", f"layers = {default}")
+    with pytest.raises(ConfigError, match=f"^layers is a {kind}, which cannot be given"):
+        read_parameters([path], {"layers": "16"})
+
+
 def test_notebooks_are_found_by_the_beginnings_of_their_names(notebooks):
     with pytest.raises(ConfigError, match="clone of the repository"):
         find_notebooks()
