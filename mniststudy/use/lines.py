@@ -40,7 +40,7 @@ def find_lines(mask: np.ndarray) -> list[Line]:
     """Find near-horizontal lines on a mask `(H, W)`: thin, straight, and one across small gaps."""
     width = mask.shape[1]
     along, across = runs(mask, 1), runs(mask, 0)
-    thin = mask & (across <= max(8, max(mask.shape) / 60)) & (along >= np.maximum(3 * across, 6))
+    thin = mask & (across <= max(10, max(mask.shape) / 60)) & (along >= np.maximum(3 * across, 6))
     reach = max(5, width // 50)
     joined = ndimage.binary_dilation(thin, np.ones((1, 2 * reach + 1), bool))
     joined = ndimage.binary_dilation(joined, np.ones((3, 1), bool))

@@ -133,9 +133,9 @@ def find_ink(pixels: np.ndarray, scale: float = 1) -> Page:
     if top < max(NOISE * noise, 10):
         return Page(pixels, ink, none, none, BLANK, scale)
     low = LOW * top
-    for _ in range(2):  # what is printed on the paper is fainter than what is written on it
-        around = sheet & ~ndimage.binary_dilation(smooth > max(low, 0.5 * top), iterations=3)
-        pattern = float(np.quantile(smooth[around], 0.95)) if around.any() else 0.0
+    for _ in range(2):  # what is printed all over the paper is fainter than what is written on it
+        ink_near = ndimage.binary_dilation(smooth > max(low, 0.5 * top), iterations=3)
+        pattern = _everywhere(np.where(sheet & ~ink_near, smooth, 0))
         low = max(LOW * top, pattern + 0.25 * (top - pattern))
     mask = smooth > low
     faint = smooth > max(low / 2, 5 * noise)
@@ -148,11 +148,17 @@ def find_ink(pixels: np.ndarray, scale: float = 1) -> Page:
         mask &= ~np.isin(labels, rim[rim > 0])
         faint &= ndimage.binary_dilation(mask, iterations=3)
     grey = (small if colour.sum() > 0 else 255 - small).mean(2)
-    if grey.shape == (28, 28) and np.median(grey) <= 40 and grey.max() >= 200:
-        if laid_out_as_mnist(grey):
-            whole = torch.from_numpy(grey.round().astype(np.uint8))[None]
-            return Page(pixels, ink, mask, faint, "", scale, whole)
-    return Page(pixels, ink, mask, faint, "", scale)
+    whole = None
+    light_on_dark = grey.shape == (28, 28) and np.median(grey) <= 40 and grey.max() >= 200
+    if light_on_dark and laid_out_as_mnist(grey):
+        whole = torch.from_numpy(grey.round().astype(np.uint8))[None]
+    return Page(pixels, ink, mask, faint, "", scale, whole)
+
+
+def _everywhere(values: np.ndarray, blocks: int = 8) -> float:
+    """Return the level that values `(H, W)` reach in half of the blocks of a page."""
+    parts = [np.array_split(row, blocks, axis=1) for row in np.array_split(values, blocks)]
+    return float(np.median([np.quantile(part, 0.97) for row in parts for part in row if part.size]))
 
 
 def find_sheet(pixels: np.ndarray) -> np.ndarray:
