@@ -159,9 +159,8 @@ def predict(
         try:
             page = read_picture(path)
             answer = read_page(model, page, calibration)
-            seen = [f"see {save_readings(path, answer.readings)}"] * (
-                show and bool(answer.readings)
-            )
+            drawn = show and answer.readings
+            seen = [f"see {save_readings(path, answer.readings)}"] if drawn else []
         except mnistlib.DatasetError as error:
             tqdm.write(f"error: {error}", sys.stderr)
             found.append({"picture": str(path), "error": str(error)})

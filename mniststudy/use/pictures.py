@@ -21,7 +21,7 @@ LARGEST, SIDE = 50_000_000, 1200  # pixels of a file; longer side of what is loo
 SMALL = 120  # pixels; a picture with a shorter longer side is enlarged
 # chosen on validation digits; ink is above NOISE times the noise, LOW of the darkest ink of the
 # page and EDGE of the darkest ink of its own mark
-NOISE, LOW, EDGE = 4.5, 0.25, 0.4
+NOISE, LOW, EDGE = 5.0, 0.25, 0.4
 WINDOW = 0.12  # of the longer side: what is wider is a shadow, not a stroke
 BLANK = "nothing stands out from the paper"
 

@@ -25,10 +25,12 @@ from .pictures import Page
 
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, the diagonal ones included
 MOST = 600  # pieces of ink of a page; more are a texture
+SLANTED = 0.25  # of a word, at least, to be set upright
 SPECK = 0.25  # of the height of the writing: smaller pieces of ink are no digits
-TOGETHER = 5  # pieces of a digit, at most
+TOGETHER, PARTS = 5, 12  # pieces of a digit, at most: beside others, and alone on a page
 # prices, in units of -log(probability); chosen on pages with validation digits
-CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.25, 0.5, 4.0, 3.0, 2.0, 2.0
+CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.1, 0.5, 4.0, 3.0, 2.0, 2.0
+NARROW, PAIR = 3.0, 1.2  # a cut costs more in what is narrower, of its height, than two digits
 # width to height that four of five digits 0 to 9 of MNIST have at most
 WIDTHS = (1.05, 0.6, 1.11, 0.95, 0.95, 1.18, 0.85, 0.9, 0.9, 0.8)
 SHARP = 3.0  # how much more often the cheaper way is right than prices say
@@ -154,7 +156,7 @@ def read_page(model: nn.Module, page: Page, calibration: Calibration) -> Answer:
             mean = other.worth() / max(len(other.readings), 1)
             if len(other.readings) > 1 and mean > found.worth() / len(found.readings) + 0.5:
                 found = _turned_back(other, turn, turned.ink.shape)
-    if found.worth() <= 0 and (one := _as_one(model, page, calibration)):
+    if found.readings and found.worth() <= 0 and (one := _as_one(model, page, calibration)):
         return one
     return found
 
@@ -163,7 +165,7 @@ def _as_one(model: nn.Module, page: Page, calibration: Calibration) -> Answer | 
     """Read all ink of a page as one digit, of strokes with gaps; None if it reads badly."""
     labels, n = ndimage.label(page.mask, EIGHT)
     places = ndimage.find_objects((labels > 0).astype(np.uint8))
-    if n < 2 or not places:
+    if not 1 < n <= PARTS:
         return None
     ((rows, columns),) = places
     crop = page.ink[rows, columns] * ndimage.binary_dilation(page.mask[rows, columns], EIGHT)
@@ -230,7 +232,7 @@ def _boxes(places: Sequence[tuple[slice, ...]]) -> np.ndarray:
 
 
 def _height(places: Sequence[tuple[slice, ...]]) -> float:
-    """Return the height of the writing: of the component in the middle of all heights, no bar."""
+    """Return the height of the writing: of the component in the middle of all heights, no bars."""
     box = _boxes(places)
     width, heights = (box[:, 2:] - box[:, :2]).T
     heights = np.sort(
@@ -267,7 +269,7 @@ def _read_mask(
         ]
         changes.append(word.changes([word.arcs[a] for a, _ in path]))
         read.append(marks)
-    text = _text(read, [word.height for word in words])
+    text = _text(read, words)
     texts = [mark for marks, out in zip(read, text, strict=True) if out for mark in marks]
     readings = [mark for marks, out in zip(read, text, strict=True) if not out for mark in marks]
     cut, joined, skipped = (sum(counts) for counts in zip(*changes, strict=True))
@@ -282,11 +284,11 @@ def _read_mask(
     return Answer(_in_rows(readings, slope), notes, texts, mask=labels > 0)
 
 
-def _text(words: Sequence[Sequence[Reading]], heights: Sequence[float]) -> list[bool]:
+def _text(read: Sequence[Sequence[Reading]], words: "Sequence[_Word]") -> list[bool]:
     """Say which words are text beside the digits: they read badly, and are printed smaller."""
-    height = np.array(heights)
-    sure = np.array([np.mean([m.confidence for m in marks] or [0]) for marks in words])
-    several = np.array([len(marks) > 1 for marks in words])
+    height = np.array([word.height for word in words])
+    sure = np.array([sum(m.confidence for m in marks) / max(len(marks), 1) for marks in read])
+    several = np.array([len(set(word.of)) > 1 for word in words])
     if not (sure >= CLEAR).any():
         return [False] * len(words)
     small = height < SMALLER * height[sure >= CLEAR].max()
@@ -312,6 +314,8 @@ def _writing(labels: np.ndarray) -> np.ndarray:
         )
     height = _height([place for place, fine in zip(places, keep, strict=True) if fine])
     keep &= extent >= max(6, SPECK * height)
+    wide, high = (box[:, 2:] - box[:, :2]).T
+    keep &= (high > 0.15 * wide) | (wide < 1.2 * height)  # a line
     number = np.zeros(len(box) + 1, int)
     number[1:][keep] = 1 + np.arange(keep.sum())
     return number[labels]
@@ -347,13 +351,19 @@ class _Word:
         chosen = _boxes([places[i] for i in ids])
         left, top = chosen[:, :2].min(0)
         right, bottom = chosen[:, 2:].max(0)
-        self.corner = (int(left), int(top))
-        self.ink = ink[top:bottom, left:right]
         area = labels[top:bottom, left:right]
+        area = np.where(np.isin(area, ids + 1), area, 0)
+        self.slant = _slant(area)
+        spare = math.ceil(abs(self.slant) * len(area) / 2)
+        self.corner = (int(left) - spare, int(top))
+        self.middle = (len(area) - 1) / 2
+        self.ink = _sheared(ink[top:bottom, left:right], self.slant, spare, 1)
+        area = _sheared(area, self.slant, spare, 0)
         self.height = float(np.quantile(chosen[:, 3] - chosen[:, 1], 0.75))
         pieces: list[tuple[int, np.ndarray, float]] = []  # component, mask, price of the cut after
         for i in ids:
-            own = area == i + 1
+            if not (own := area == i + 1).any():
+                continue
             cuts = _cuts(own, self.height)
             number = sum((np.arange(own.shape[1]) > seam[:, None]).astype(int) for seam, _ in cuts)
             for k in range(len(cuts) + 1):
@@ -397,6 +407,8 @@ class _Word:
         """Return the box of a group on the page."""
         left, top, right, bottom = self._extent(*self.arcs[arc])
         x, y = self.corner
+        ends = sorted(self.slant * (row - self.middle) for row in (top, bottom - 1))
+        x += round(sum(ends) / 2)  # where its middle was before the word was set upright
         return left + x, top + y, right + x, bottom + y
 
     def price(self, i: int, j: int, digit: int) -> float:
@@ -472,6 +484,31 @@ class _Word:
         return cut, sum(len(part) > 1 for part in parts), skipped
 
 
+def _slant(area: np.ndarray) -> float:
+    """Return the slant of a word, pixels to the right for one down, from moments of its components.
+
+    Only what is more than usual counts: upright writing has a slant of 0.
+    """
+    together, down = 0.0, 1e-9
+    for i in np.unique(area[area > 0]):
+        y, x = np.nonzero(area == i)
+        together += float(((y - y.mean()) * (x - x.mean())).sum())
+        down += float(((y - y.mean()) ** 2).sum())
+    slant = together / down
+    return float(np.clip(slant, -0.8, 0.8)) if abs(slant) > SLANTED else 0.0
+
+
+def _sheared(values: np.ndarray, slant: float, spare: int, order: int) -> np.ndarray:
+    """Set a slanted word `(h, w)` upright, with spare columns on either side."""
+    if not slant:
+        return values
+    values = np.pad(values, ((0, 0), (spare, spare)))
+    back = [[1, 0], [slant, 1]]
+    return ndimage.affine_transform(
+        values, back, (0, -slant * (len(values) - 1) / 2), order=order
+    ).astype(values.dtype)
+
+
 def _cuts(own: np.ndarray, height: float) -> list[tuple[np.ndarray, float]]:
     """Return candidate cuts of a component `(h, w)`, from the left, each with its price.
 
@@ -510,6 +547,7 @@ def _cuts(own: np.ndarray, height: float) -> list[tuple[np.ndarray, float]]:
         full[rows] = seam
         full[rows.stop :] = seam[-1]
         price = CUT + 0.1 * max(0.0, crossed / thick - 1)
+        price += NARROW * max(0.0, PAIR - width / max(height, len(body)))
         whole.append((full + columns.start, price))
     return whole
 
