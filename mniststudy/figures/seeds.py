@@ -98,7 +98,7 @@ def errors_by_writer(
         left.axvline(half + 0.5, color=REFERENCE, lw=0.8, ls=":")
         text = f"{half} writers make half\nof all errors"
         note(left, text, (half + 0.5, errors.max()), (5, 0), va="top", color=REFERENCE)
-        left.set(xlabel="writer, most errors first", ylabel="errors of one network")
+        left.set(xlabel="writer, most errors first", ylabel="errors, mean over seeds")
         for row, one in enumerate(seen.values()):
             alone = replace(one, factor=1.0, freedom=math.inf)
             for how, y, color in ((alone, -0.14, QUIET), (one, 0.14, DARK)):

@@ -1,11 +1,11 @@
 """Writes the ledger into README and docs: their tables, and each sentence that has a number."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
 from scipy.stats import chi2
@@ -61,12 +61,13 @@ def _gains() -> str:
     alone, last = RECIPES["teacher"], RECIPES["best"]
     taught = replace(last, epochs=alone.epochs)
     steps = [tested("reference-fast"), tested("teacher"), runs_for(taught), tested("best")]
-    longer, answers, more = np.diff([rows["test_accuracy"].mean() for rows in steps])
+    means = [rows["test_accuracy"].mean() for rows in steps]
+    longer, answers, more = np.diff(means)
     whole = longer + answers + more
     return (
-        f"Of the {whole:.2f} points (percentage points) from there to finding 1, longer training "
-        f"on all images gives {longer:.2f}, learning other networks' answers {answers:.2f}, more "
-        f"of that {more:.2f}."
+        f"Of the {whole:.2f} points (percentage points) from there to {means[-1]:.2f} %, longer "
+        f"training on all images gives {longer:.2f}, a pool of other networks' answers "
+        f"{answers:.2f}, and longer training on the pool {more:.2f}."
     )
 
 
@@ -79,7 +80,7 @@ def _misses() -> str:
         return f"**No miss:** all {len(AIMS)} aims that we had set, one for each size, are met."
     worst = missed[-1]
     return (
-        f"**Missed: {len(missed)} of {len(AIMS)} aims**, set before for as many sizes. The largest "
+        f"**Missed: {len(missed)} of {len(AIMS)} aims**, one for each limit of size. The largest "
         f"gap: {AIMS[worst]:.2f} % with at most {worst:,} parameters; reached is "
         f"{_reached(reached[worst])}."
     )
@@ -112,7 +113,8 @@ def answers() -> str:
         raise LedgerError("there must be one answer for each notebook, in their order")
     table = []
     for path, answer in zip(found, told.values(), strict=True):
-        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        title = "".join(first).splitlines()[0].removeprefix("# ")
         table.append((f"[{title}](notebooks/{path.name})", answer()))
     return markdown("ll", ("question", "answer"), table)
 
@@ -146,7 +148,7 @@ def _convergence() -> str:
     error = _by_epoch("reference")
     less = 100 - 100 * error.iloc[-1] / error.iloc[len(error) // 2 - 1]
     return (
-        f"Done when the learning rate is zero: the last {len(error) // 2} of {len(error)} epochs "
+        f"Done near the end of the cycle: the last {len(error) // 2} of {len(error)} epochs "
         f"remove {less:.0f} % of the remaining errors."
     )
 
@@ -170,7 +172,8 @@ def _how_sure_are_we() -> str:
     errors = 100 - runs_for(RECIPES["fast"])["test_accuracy"].dropna()
     sd, k = errors.std(), len(errors) - 1
     low, high = (seeds_needed(0.05, sd * (k / chi2.ppf(q, k)) ** 0.5) for q in (0.975, 0.025))
-    return f"{seeds_needed(0.05, sd)} for each recipe (95 % interval {low} to {high})."
+    needed = seeds_needed(0.05, sd)
+    return f"{needed} of each, for recipes like `fast` (95 % interval {low} to {high})."
 
 
 def _how_fast() -> str:
@@ -189,9 +192,9 @@ def _what_it_gets_wrong() -> str:
     wrong = 100 - noise.set_index("severity")["accuracy"][0.2]
     letters = read_results("pictures").set_index("kind").loc["letters"]
     return (
-        f"{len(own['wrong'].split())} of {own['n']:,} test digits, {wrong:.0f} % under strong "
-        f"noise. Not always: it is confident about {letters['confident']} of {letters['n']} "
-        "letters."
+        f"`best` {len(own['wrong'].split())} of {own['n']:,} test digits, {wrong:.0f} % under "
+        "strong noise. Not always: even the network behind `mnist predict`, which learned what is "
+        f"no digit, is confident about {letters['confident']} of {letters['n']} letters."
     )
 
 
