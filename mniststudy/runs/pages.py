@@ -192,9 +192,9 @@ def _what_it_gets_wrong() -> str:
     wrong = 100 - noise.set_index("severity")["accuracy"][0.2]
     letters = read_results("pictures").set_index("kind").loc["letters"]
     return (
-        f"`best` {len(own['wrong'].split())} of {own['n']:,} test digits, {wrong:.0f} % under "
-        "strong noise. Not always: even the network behind `mnist predict`, which learned what is "
-        f"no digit, is confident about {letters['confident']} of {letters['n']} letters."
+        f"{len(own['wrong'].split())} of {own['n']:,} test digits, {wrong:.0f} % under strong "
+        "noise (`best`). Not always: the network behind `mnist predict` is confident about "
+        f"{letters['confident']} of {letters['n']} letters."
     )
 
 
