@@ -25,12 +25,13 @@ from .pictures import Page
 
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, the diagonal ones included
 MOST = 600  # pieces of ink of a page; more are a texture
-SLANTED = 0.25  # of a word, at least, to be set upright
+SLANTED = 0.4  # of a word, at least, to be set upright
 SPECK = 0.25  # of the height of the writing: smaller pieces of ink are no digits
 TOGETHER, PARTS = 5, 12  # pieces of a digit, at most: beside others, and alone on a page
 # prices, in units of -log(probability); chosen on pages with validation digits
-CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.1, 0.5, 4.0, 3.0, 2.0, 2.0
-NARROW, PAIR = 3.0, 1.2  # a cut costs more in what is narrower, of its height, than two digits
+CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.05, 0.5, 4.0, 3.0, 2.0, 2.0
+DOUBT = 3.0  # times -log(probability) of what is cut out: it must read better than the whole
+NARROW, PAIR = 3.0, 1.0  # a cut costs more in what is narrower, of its height, than two digits
 # width to height that four of five digits 0 to 9 of MNIST have at most
 WIDTHS = (1.05, 0.6, 1.11, 0.95, 0.95, 1.18, 0.85, 0.9, 0.9, 0.8)
 SHARP = 3.0  # how much more often the cheaper way is right than prices say
@@ -150,8 +151,9 @@ def read_page(model: nn.Module, page: Page, calibration: Calibration) -> Answer:
     found = _read_ways(model, page, calibration)
     n = len(found.readings)
     if n > 1 and found.worth() < 0.5 * n:
+        plain = replace(page, mask=_without(page, 0.4 * max(page.mask.shape)))
         for turn in (1, 3, 2):
-            turned = page.turned(turn)
+            turned = plain.turned(turn)
             other = _read_ways(model, turned, calibration)
             mean = other.worth() / max(len(other.readings), 1)
             if len(other.readings) > 1 and mean > found.worth() / len(found.readings) + 0.5:
@@ -199,19 +201,10 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
     found = _read_mask(model, page, page.mask, slope, calibration)
     if lines := [*level, *upright]:
         longest = max(line.length for line in lines)
-
-        def kept(least: float) -> np.ndarray:
-            rows, columns = ([n for n in part if n.length >= least] for part in (level, upright))
-            left = without_lines(without_lines(page.mask, rows).T, columns).T
-            labels, n = ndimage.label(left, EIGHT)
-            beside = ndimage.binary_dilation(page.mask & ~left, EIGHT, 3)
-            share = ndimage.mean(beside, labels, np.arange(n + 1))
-            return left & (share < 0.7)[labels]  # no remains of lines
-
         # the writing is as high as it looks with the lines, or without the longest of them
         heights = [
             _height(ndimage.find_objects(_writing(ndimage.label(mask, EIGHT)[0])))
-            for mask in (page.mask, kept(0.4 * longest))
+            for mask in (page.mask, _without(page, 0.4 * longest))
         ]
         highest, tried = 1.3 * heights[0], {0}
         best = found.worth(highest)
@@ -219,11 +212,23 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
             n = sum(line.length >= least for line in lines)
             if n not in tried:
                 tried.add(n)
-                other = _read_mask(model, page, kept(least), slope, calibration)
+                other = _read_mask(model, page, _without(page, least), slope, calibration)
                 if other.worth(highest) > best + 0.3:
                     best = other.worth(highest)
                     found = replace(other, notes=[f"{n} lines are removed", *other.notes])
     return found
+
+
+def _without(page: Page, least: float) -> np.ndarray:
+    """Return the ink of a page `(H, W)` without the lines of a length and what remains of them."""
+    rows, columns = (
+        [line for line in find_lines(mask) if line.length >= least]
+        for mask in (page.faint, page.faint.T)
+    )
+    left = without_lines(without_lines(page.mask, rows).T, columns).T
+    labels, n = ndimage.label(left, EIGHT)
+    beside = ndimage.binary_dilation(page.mask & ~left, EIGHT, 3)
+    return left & (ndimage.mean(beside, labels, np.arange(n + 1)) < 0.7)[labels]
 
 
 def _boxes(places: Sequence[tuple[slice, ...]]) -> np.ndarray:
@@ -256,6 +261,9 @@ def _read_mask(
     if len(places) > MOST:
         return Answer(reason=f"{len(places)} separate marks are no digits", mask=labels > 0)
     words = [_Word(page.ink, labels, ids) for ids in _words(_boxes(places))]
+    words = [word for word in words if word.arcs]
+    if not words:
+        return Answer(reason="all marks are tiny", mask=labels > 0)
     images = [image for word in words for image in word.images]
     chances, k = _read(model, images, calibration), 0
     read: list[list[Reading]] = []
@@ -288,7 +296,7 @@ def _text(read: Sequence[Sequence[Reading]], words: "Sequence[_Word]") -> list[b
     """Say which words are text beside the digits: they read badly, and are printed smaller."""
     height = np.array([word.height for word in words])
     sure = np.array([sum(m.confidence for m in marks) / max(len(marks), 1) for marks in read])
-    several = np.array([len(set(word.of)) > 1 for word in words])
+    several = np.array([len(set(word.of)) > 2 for word in words])
     if not (sure >= CLEAR).any():
         return [False] * len(words)
     small = height < SMALLER * height[sure >= CLEAR].max()
@@ -444,8 +452,11 @@ class _Word:
             chances: of the digits for each group, `(groups, 10)`.
         """
         n, (largest, digit) = len(self.masks), (values.tolist() for values in chances.max(1))
-        steps = [(i, j, SHARP * (self.price(i, j, digit[a]) - math.log(largest[a])), a)
-                 for a, (i, j) in enumerate(self.arcs)]  # fmt: skip
+        steps = []
+        for a, (i, j) in enumerate(self.arcs):
+            whole = set(self.of[i:j]).isdisjoint(self.of[:i] + self.of[j:])
+            unlike = -math.log(largest[a]) * (1 if whole else DOUBT)
+            steps.append((i, j, SHARP * (self.price(i, j, digit[a]) + unlike), a))
         for i, (left, top, right, bottom) in enumerate(self.place):
             if bottom - top < 0.5 * self.height and self.of.count(self.of[i]) == 1:
                 size = math.sqrt((right - left) * (bottom - top)) / self.height
