@@ -1,9 +1,10 @@
 """Ruled lines, boxes and grids on a page: found as long straight runs of ink, and removed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 
 STRAIGHT = 0.15  # slope of a line, at most
 COVERED = 0.6  # share of its length that is ink, at least
@@ -19,11 +20,8 @@ class Line:
     """coefficients of the row as polynomial of the column"""
     thick: float
     """pixels across"""
-
-    @property
-    def length(self) -> int:
-        """Pixels along."""
-        return self.stop - self.start
+    length: int
+    """pixels along, with the parts beyond gaps that continue it"""
 
 
 def runs(mask: np.ndarray, axis: int) -> np.ndarray:
@@ -62,8 +60,32 @@ def find_lines(mask: np.ndarray) -> list[Line]:
         slope = abs(np.polyval(curve, stop) - np.polyval(curve, start)) / (stop - start)
         covered = len(np.unique(x[near])) / (stop - start)
         if covered >= COVERED and slope <= STRAIGHT and off.mean() <= max(1.0, 0.4 * thick):
-            found.append(Line(start, stop, curve, thick))
-    return found
+            found.append(Line(start, stop, curve, thick, stop - start))
+    return _continued(found)
+
+
+def _continued(lines: list[Line]) -> list[Line]:
+    """Give lines the length of all parts that continue each other, as across a digit."""
+    ends = np.array([[line.start, line.stop] for line in lines]).reshape(-1, 2)
+    near = np.eye(len(lines), dtype=bool)
+    for i, a in enumerate(lines):
+        for k, b in enumerate(lines):
+            between = (a.stop + b.start) / 2
+            off = np.polyval(_straight(a), between) - np.polyval(_straight(b), between)
+            near[i, k] |= a.stop <= b.start + 5 and abs(off) <= max(3.0, a.thick)
+    n, number = connected_components(near)
+    whole = [ends[number == k, 1].max() - ends[number == k, 0].min() for k in range(n)]
+    covered = [np.diff(ends[number == k]).sum() / whole[k] for k in range(n)]
+    return [
+        replace(line, length=int(whole[k])) if covered[k] >= COVERED else line
+        for line, k in zip(lines, number, strict=True)
+    ]
+
+
+def _straight(line: Line) -> np.ndarray:
+    """Return the coefficients of a straight line through the ends of a line."""
+    x = np.array([line.start, line.stop])
+    return np.polyfit(x, np.polyval(line.curve, x), 1)
 
 
 def without_lines(mask: np.ndarray, lines: list[Line]) -> np.ndarray:

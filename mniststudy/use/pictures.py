@@ -171,7 +171,7 @@ def find_sheet(pixels: np.ndarray) -> np.ndarray:
     step = max(1.0, max(height, width) / 200)
     shape = (math.ceil(height / step), math.ceil(width / step))
     small = _resize(pixels, shape, Image.Resampling.BOX).mean(2)
-    light = np.log(ndimage.grey_closing(small, 7) + 8)  # without thin ink
+    light = np.log(ndimage.grey_closing(small, (7, 7)) + 8)  # without thin ink
     bright = light > _otsu(light)
     bright = ndimage.binary_opening(np.pad(bright, 3, "edge"), iterations=2)[3:-3, 3:-3]
     labels, n = ndimage.label(bright)
@@ -184,7 +184,7 @@ def find_sheet(pixels: np.ndarray) -> np.ndarray:
     rim = ndimage.binary_dilation(sheet, iterations=2) & ~ndimage.binary_erosion(
         sheet, iterations=2, border_value=1
     )
-    jump = ndimage.morphological_gradient(light, 5)[rim]
+    jump = ndimage.morphological_gradient(light, (5, 5))[rim]
     difference = light[sheet].mean() - light[~sheet].mean() if not sheet.all() else 0.0
     plain = difference < 0.7 or sheet.mean() < 0.25 or edge.mean() > 0.85
     if plain or np.median(jump) < 0.5 * difference:
@@ -237,17 +237,12 @@ def estimate_paper(pixels: np.ndarray, sheet: np.ndarray | None = None) -> np.nd
             _resize(sheet[..., None].astype(np.float32), shape, Image.Resampling.BOX)[..., 0] > 0.99
         )
     grey = small.mean(2)
-    ground = valid
-    cut = _otsu(grey[valid])
-    high = grey > cut
-    spread = (
-        max(float(grey[valid & high].std()), float(grey[valid & ~high].std()), 1.0)
-        if (valid & high).any() and (valid & ~high).any()
-        else 1e9
-    )
-    if valid.all() and grey[high].mean() - grey[~high].mean() > 4 * spread:  # two tones
-        rim = np.concatenate([high[0], high[-1], high[:, 0], high[:, -1]])
-        ground = high == (rim.mean() > 0.5)
+    ground, high = valid, grey > _otsu(grey[valid])
+    if valid.all() and high.any() and not high.all():
+        spread = max(float(grey[high].std()), float(grey[~high].std()), 1.0)
+        if grey[high].mean() - grey[~high].mean() > 4 * spread:  # two tones
+            rim = np.concatenate([high[0], high[-1], high[:, 0], high[:, -1]])
+            ground = high == (rim.mean() > 0.5)
     y, x = np.mgrid[: shape[0], : shape[1]] / max(shape)
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2).astype(np.float32)
     fit = np.broadcast_to(np.median(small[ground], axis=0), small.shape)
@@ -271,12 +266,12 @@ def _shadow(signed: np.ndarray, sheet: np.ndarray) -> np.ndarray:
     shape = (math.ceil(height / step), math.ceil(width / step))
     small = _resize(signed[..., None].astype(np.float32), shape, Image.Resampling.BOX)[..., 0]
     top = float(np.quantile(small, 0.999))
-    area = ndimage.binary_opening(small > 0.15 * top, np.ones((13, 13)))
+    area = ndimage.binary_opening(small > 0.15 * top, np.ones((13, 13), bool))
     rim = area & ~ndimage.binary_erosion(area)
-    steep = ndimage.morphological_gradient(small, 5)[rim]
+    steep = ndimage.morphological_gradient(small, (5, 5))[rim]
     if not rim.any() or np.median(steep) > 0.4 * top:
         return np.zeros_like(signed)
-    wide = ndimage.grey_opening(small, math.ceil(WINDOW * max(shape)))
+    wide = ndimage.grey_opening(small, (math.ceil(WINDOW * max(shape)),) * 2)
     wide = ndimage.gaussian_filter(wide, 2.0)[..., None].astype(np.float32)
     return np.where(sheet, _resize(wide, (height, width), Image.Resampling.BILINEAR)[..., 0], 0)
 

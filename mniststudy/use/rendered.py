@@ -109,7 +109,8 @@ def pen(image: Tensor | np.ndarray, height: int, rng: np.random.Generator, width
         slant: float = 0.0) -> np.ndarray:  # fmt: skip
     """Write a digit `(1, 28, 28)` uint8 as ink `(height, w)` with a pen `width` heights wide."""
     values = stroke(image, 224)
-    values = ndimage.affine_transform(values, [[1, 0], [slant, 1]], [0, -112 * slant], order=1)
+    back = np.array([[1.0, 0.0], [slant, 1.0]])
+    values = ndimage.affine_transform(values, back, [0.0, -112 * slant], order=1)
     far = ndimage.distance_transform_edt(values > 0.5)
     ridge = (far >= ndimage.maximum_filter(far, 9) - 0.5) & (far > 2)  # about the skeleton
     ridge |= ndimage.binary_erosion(values > 0.5, iterations=max(1, int(0.6 * far[ridge].mean())))
@@ -189,9 +190,9 @@ def hard_page(
         shape, places = (rows_ * cell + 80, columns * cell + 80), []
         for c, digit in zip(filled, digits, strict=True):
             piece = pen(digit, int(cell * rng.uniform(0.55, 0.7)), rng)
-            x, y = (40 + (k + 0.5) * cell - s / 2 + rng.uniform(-4, 4)
-                    for k, s in zip((c % columns, c // columns), piece.shape[::-1], strict=True))  # fmt: skip
-            places.append((piece, x, y))
+            down, across = (cell * (k + 0.5) + 40 for k in divmod(int(c), columns))
+            x, y = across - piece.shape[1] / 2, down - piece.shape[0] / 2
+            places.append((piece, x + rng.uniform(-4, 4), y + rng.uniform(-4, 4)))
         ink = at(shape, *places)
         for i in range(rows_ + 1):
             thick = 3 if i % 3 else 6
@@ -236,14 +237,13 @@ def hard_page(
     if kind == "print":
         word = "".join(rng.choice(list(LETTERS), int(rng.integers(4, 8))))
         letters = [letter(rng, int(0.8 * size), c, turn=0.0) for c in word]
+        used = [np.flatnonzero(each.any(0)) for each in letters]
         text = np.hstack(
-            [
-                t[:, np.flatnonzero(t.any(0))[0] - 2 : np.flatnonzero(t.any(0))[-1] + 3]
-                for t in letters
-            ]
+            [each[:, on[0] - 2 : on[-1] + 3] for each, on in zip(letters, used, strict=True)]
         )
-        ink = at((2 * high, text.shape[1] + wide + 3 * size),
-                 (text, size / 2, high - 0.6 * size), (line, text.shape[1] + 1.3 * size, high / 2))  # fmt: skip
+        shape = (2 * high, text.shape[1] + wide + 3 * size)
+        beside = (line, text.shape[1] + 1.3 * size, high / 2)
+        ink = at(shape, (text, size / 2, high - 0.6 * size), beside)
         return photo(ink, rng), shown
     ink = at((3 * high, wide + 2 * size), (line, size, high))
     if kind == "side":

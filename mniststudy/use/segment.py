@@ -27,7 +27,7 @@ EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel, the diagonal ones includ
 MOST = 600  # pieces of ink of a page; more are a texture
 SLANTED = 0.4  # of a word, at least, to be set upright
 SPECK = 0.25  # of the height of the writing: smaller pieces of ink are no digits
-TOGETHER, PARTS = 5, 12  # pieces of a digit, at most: beside others, and alone on a page
+TOGETHER, PARTS = 4, 12  # components and pieces of a digit, at most
 # prices, in units of -log(probability); chosen on pages with validation digits
 CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.05, 0.5, 4.0, 3.0, 2.0, 2.0
 DOUBT = 3.0  # times -log(probability) of what is cut out: it must read better than the whole
@@ -152,7 +152,7 @@ def read_page(model: nn.Module, page: Page, calibration: Calibration) -> Answer:
     n = len(found.readings)
     if n > 1 and found.worth() < 0.5 * n:
         plain = replace(page, mask=_without(page, 0.4 * max(page.mask.shape)))
-        for turn in (1, 3, 2):
+        for turn in (1, 3, 2) if n > 2 else (1, 3):  # two digits upside down read too well
             turned = plain.turned(turn)
             other = _read_ways(model, turned, calibration)
             mean = other.worth() / max(len(other.readings), 1)
@@ -261,7 +261,7 @@ def _read_mask(
     if len(places) > MOST:
         return Answer(reason=f"{len(places)} separate marks are no digits", mask=labels > 0)
     words = [_Word(page.ink, labels, ids) for ids in _words(_boxes(places))]
-    words = [word for word in words if word.arcs]
+    words = [word for word in words if word.arcs and not word.is_dash]
     if not words:
         return Answer(reason="all marks are tiny", mask=labels > 0)
     images = [image for word in words for image in word.images]
@@ -331,9 +331,9 @@ def _writing(labels: np.ndarray) -> np.ndarray:
 
 def _is_frame(own: np.ndarray) -> bool:
     """Whether a component `(h, w)` runs along all four sides of its box."""
-    v, u = (math.ceil(0.12 * side) for side in own.shape)
+    v, u = (math.ceil(0.2 * side) for side in own.shape)
     sides = own[:v].any(0), own[-v:].any(0), own[:, :u].any(1), own[:, -u:].any(1)
-    return all(side.mean() > 0.8 for side in sides)
+    return all(side.mean() > 0.9 for side in sides)
 
 
 def _words(box: np.ndarray) -> list[np.ndarray]:
@@ -361,7 +361,7 @@ class _Word:
         right, bottom = chosen[:, 2:].max(0)
         area = labels[top:bottom, left:right]
         area = np.where(np.isin(area, ids + 1), area, 0)
-        self.slant = _slant(area)
+        self.slant = _slant(area) if len(ids) > 1 else 0.0
         spare = math.ceil(abs(self.slant) * len(area) / 2)
         self.corner = (int(left) - spare, int(top))
         self.middle = (len(area) - 1) / 2
@@ -386,12 +386,18 @@ class _Word:
         self.arcs = [
             (i, j)
             for i in range(len(pieces))
-            for j in range(i + 1, min(len(pieces), i + TOGETHER) + 1)
+            for j in range(i + 1, min(len(pieces), i + PARTS) + 1)
             if j == i + 1 or self._fits(i, j)
         ]
         self.images = [
             torch.from_numpy(to_mnist(self.crop(a)))[None] for a in range(len(self.arcs))
         ]
+
+    @property
+    def is_dash(self) -> bool:
+        """Whether it is much wider than high."""
+        left, top, right, bottom = self._extent(0, len(self.masks))
+        return bottom - top < 0.3 * (right - left) and len(set(self.of)) == 1
 
     def _extent(self, i: int, j: int) -> tuple[int, int, int, int]:
         """Return the box around the pieces i to j, j left out, within the word."""
@@ -402,7 +408,8 @@ class _Word:
         """Whether pieces together are not much larger than a digit, or one component."""
         left, top, right, bottom = self._extent(i, j)
         size = max(right - left, bottom - top)
-        return size <= 1.6 * self.height or len(set(self.of[i:j])) == 1
+        components = len(set(self.of[i:j]))
+        return components == 1 or (size <= 1.6 * self.height and components <= TOGETHER)
 
     def crop(self, arc: int) -> np.ndarray:
         """Return the ink of a group `(h, w)`."""
@@ -514,10 +521,11 @@ def _sheared(values: np.ndarray, slant: float, spare: int, order: int) -> np.nda
     if not slant:
         return values
     values = np.pad(values, ((0, 0), (spare, spare)))
-    back = [[1, 0], [slant, 1]]
-    return ndimage.affine_transform(
-        values, back, (0, -slant * (len(values) - 1) / 2), order=order
-    ).astype(values.dtype)
+    back, shift = np.array([[1.0, 0.0], [slant, 1.0]]), [0.0, -slant * (len(values) - 1) / 2]
+    moved = ndimage.affine_transform(
+        values.astype(np.float64), back, shift, order=1 if order else 0
+    )
+    return moved.astype(values.dtype)
 
 
 def _cuts(own: np.ndarray, height: float) -> list[tuple[np.ndarray, float]]:
@@ -529,7 +537,7 @@ def _cuts(own: np.ndarray, height: float) -> list[tuple[np.ndarray, float]]:
     ((rows, columns),) = ndimage.find_objects(own.astype(np.uint8))
     body = own[rows, columns]
     width = body.shape[1]
-    if width < max(0.7 * height, 12):
+    if width < max(0.7 * height, 12) or len(body) < 0.5 * height:
         return []
     pairs = np.pad(body, ((0, len(body) % 2), (0, 0)))
     pairs = pairs[::2].astype(float) + pairs[1::2]
