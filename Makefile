@@ -48,7 +48,7 @@ release: $(TEACHERS)     ## make temperatures, thresholds, ONNX, robustness, cou
 	@$(BIN)/python -c 'from mnistlib import load_mnist, load_model, released_checkpoint; \
 		from mniststudy.use.calibrate import load_calibration; from mniststudy.use.rendered import measure; \
 		path = released_checkpoint("careful"); \
-		counts = measure(load_model(path), load_calibration(path), *load_mnist("mnist").test); \
+		counts = measure(load_model(path), load_calibration(path), *load_mnist("mnist").test, n=300); \
 		counts.to_csv("outputs/results/pictures.csv", index=False)'
 	@$(BIN)/python -c 'from mniststudy.figures.errors import write_robustness; write_robustness()'
 	@$(BIN)/mnist export

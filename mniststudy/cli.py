@@ -47,7 +47,9 @@ class SweepSettings(Settings):
 
 
 # Options that several commands have
-Checkpoint = Annotated[Path | None, arg(help="without it, the released one of best, for predict of careful")]
+Checkpoint = Annotated[
+    Path | None, arg(help="without it, the released one of best, for predict of careful")
+]
 Data = Annotated[str, arg(metavar="SOURCE", help="auto, mnist, sample or a folder")]
 Ledger = Annotated[Path | None, arg(help="folder of the ledger; without it, that of the runs")]
 Parameters = tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]]
