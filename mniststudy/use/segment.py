@@ -29,7 +29,7 @@ SLANTED = 0.4  # of a word, at least, to be set upright
 SPECK = 0.25  # of the height of the writing: smaller pieces of ink are no digits
 TOGETHER, PARTS = 4, 12  # components and pieces of a digit, at most
 # prices, in units of -log(probability); chosen on pages with validation digits
-CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.05, 0.5, 4.0, 3.0, 2.0, 2.0
+CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.4, 0.5, 4.0, 3.0, 2.0, 2.0
 DOUBT = 3.0  # times -log(probability) of what is cut out: it must read better than the whole
 NARROW, PAIR = 3.0, 1.0  # a cut costs more in what is narrower, of its height, than two digits
 # width to height that four of five digits 0 to 9 of MNIST have at most
