@@ -69,7 +69,9 @@ def desk(tiny_digits, tmp_path_factory):
         (folder / name).write_bytes(raw)
     hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
     picture = Image.fromarray(255 - digits.test_images[3, 0].numpy())
-    picture.resize((200, 200)).save(folder / "photo.png")
+    (folder / "scans").mkdir()
+    for path in (folder / "photo.png", folder / "scans" / "a.png", folder / "scans" / "b.png"):
+        picture.resize((200, 200)).save(path)
     calls = []
 
     def stopping(images, **amounts):
@@ -121,7 +123,7 @@ def words(line: str, new: Path, desk: Path) -> list[str]:
     for name, meant in {
         "outputs/results": new, "outputs/checkpoints/NAME": new, "outputs/03": new / "03",
         " notebooks/": f" {ROOT}/notebooks/", "photo.png": desk / "photo.png",
-        "scan.png": desk / "photo.png", "CHECKPOINT_OR_FOLDER": desk / "stopped",
+        "scan.png": desk / "photo.png", " scans/": f" {desk}/scans/", "CHECKPOINT_OR_FOLDER": desk / "stopped",
         "CHECKPOINT": next(desk.glob("stopped/*.pth"), ""), "LEDGER": desk / "ledger", "NEW": new,
         "TEACHERS": "outputs/checkpoints/teacher/seeds/*0.pth", "NAME": "best",
     }.items():  # fmt: skip

@@ -52,8 +52,8 @@ def test_no_committed_output_of_a_notebook_is_active():
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", ()):
                 data = output.get("data", {})
-                assert set(data) <= {"text/plain", "text/html", "image/png"}, path.name
-                html = data.get("text/html", "").replace(page, "")
+                assert set(data) <= {"text/plain", "text/html", "text/markdown", "image/png"}, path.name
+                html = data.get("text/html", "").replace(page, "") + data.get("text/markdown", "")
                 found = re.search(r"(?i)<script|<iframe|<object|javascript:|\son\w+=|src=", html)
                 assert not found, f"{found and found[0]} in {path.name}"
 
