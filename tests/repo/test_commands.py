@@ -123,9 +123,10 @@ def words(line: str, new: Path, desk: Path) -> list[str]:
     for name, meant in {
         "outputs/results": new, "outputs/checkpoints/NAME": new, "outputs/03": new / "03",
         " notebooks/": f" {ROOT}/notebooks/", "photo.png": desk / "photo.png",
-        "scan.png": desk / "photo.png", " scans/": f" {desk}/scans/", "CHECKPOINT_OR_FOLDER": desk / "stopped",
-        "CHECKPOINT": next(desk.glob("stopped/*.pth"), ""), "LEDGER": desk / "ledger", "NEW": new,
-        "TEACHERS": "outputs/checkpoints/teacher/seeds/*0.pth", "NAME": "best",
+        "scan.png": desk / "photo.png", " scans/": f" {desk}/scans/",
+        "CHECKPOINT_OR_FOLDER": desk / "stopped", "CHECKPOINT": next(desk.glob("stopped/*.pth"), ""),
+        "LEDGER": desk / "ledger", "NEW": new, "NAME": "best",
+        "TEACHERS": "outputs/checkpoints/teacher/seeds/*0.pth",
     }.items():  # fmt: skip
         line = line.replace(name, str(meant))
     found = [sorted(ROOT.glob(word)) if "*" in word else [word] for word in shlex.split(line)]

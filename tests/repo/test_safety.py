@@ -48,11 +48,12 @@ def test_no_tracked_file_names_a_path_of_one_machine_or_has_torch_run_code_out_o
 def test_no_committed_output_of_a_notebook_is_active():
     """Only text, plain tables, PNG and our own page: nothing else that a viewer would run."""
     page = '<iframe src="../outputs/checkpoints/best/draw.html" '
+    shown = {"text/plain", "text/html", "text/markdown", "image/png"}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", ()):
                 data = output.get("data", {})
-                assert set(data) <= {"text/plain", "text/html", "text/markdown", "image/png"}, path.name
+                assert set(data) <= shown, path.name
                 html = data.get("text/html", "").replace(page, "") + data.get("text/markdown", "")
                 found = re.search(r"(?i)<script|<iframe|<object|javascript:|\son\w+=|src=", html)
                 assert not found, f"{found and found[0]} in {path.name}"
