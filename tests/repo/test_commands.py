@@ -124,8 +124,8 @@ def words(line: str, new: Path, desk: Path) -> list[str]:
         "outputs/results": new, "outputs/checkpoints/NAME": new, "outputs/03": new / "03",
         " notebooks/": f" {ROOT}/notebooks/", "photo.png": desk / "photo.png",
         "scan.png": desk / "photo.png", " scans/": f" {desk}/scans/",
-        "CHECKPOINT_OR_FOLDER": desk / "stopped", "CHECKPOINT": next(desk.glob("stopped/*.pth"), ""),
-        "LEDGER": desk / "ledger", "NEW": new, "NAME": "best",
+        "CHECKPOINT_OR_FOLDER": desk / "stopped", "LEDGER": desk / "ledger", "NEW": new,
+        "CHECKPOINT": next(desk.glob("stopped/*.pth"), ""), "NAME": "best",
         "TEACHERS": "outputs/checkpoints/teacher/seeds/*0.pth",
     }.items():  # fmt: skip
         line = line.replace(name, str(meant))
