@@ -69,8 +69,8 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     optimizer = make_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), config)
     scheduler = make_scheduler(optimizer, config, config.epochs * steps_per_epoch)
     rates = [learning_rate(scheduler)]
+    optimizer.step()  # once, or the scheduler warns
     for _ in range(config.epochs * steps_per_epoch):
-        optimizer.step()
         scheduler.step()
         rates.append(learning_rate(scheduler))
     return rates
