@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from mnistlib import CheckpointError, Config, Digits, ReferenceNet, load_checkpoint, load_model
+from mnistlib import (
+    CheckpointError,
+    Config,
+    Digits,
+    ReferenceNet,
+    load_checkpoint,
+    load_model,
+    released_checkpoint,
+)
 from mnistlib.evaluate import predict_logits
 from mnistlib.paths import write_atomically
 
@@ -54,7 +62,11 @@ def export(checkpoint: Path, digits: Digits, folder: Path | None = None) -> list
             fault = f"as ONNX answers otherwise than torch ({measured}), so nothing was written"
             raise CheckpointError(f"{checkpoint} {fault}; use the releases of requirements.lock")
     if isinstance(network, ReferenceNet):
-        page = formats.to_page(network, about | {"sure": calibration.sure}, digits)
+        sizes = {
+            "bytes": len(files[f"{config.recipe}.safetensors"]),
+            "smallest": released_checkpoint("tiny").with_name("tiny.tiny").stat().st_size,
+        }
+        page = formats.to_page(network, about | {"sure": calibration.sure} | sizes, digits)
         files["draw.html"] = page.encode()
     try:
         for file, raw in files.items():

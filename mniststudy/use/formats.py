@@ -137,7 +137,8 @@ def to_safetensors(network: nn.Module, about: Mapping[str, Any]) -> bytes:
 def to_page(network: ReferenceNet, about: Mapping[str, Any], digits: Digits) -> str:
     """Return the page to draw on, `page.html` with the network and an example of each digit."""
     firsts = ((digits.train_labels == c).nonzero()[0] for c in range(10))  # (1,) each
-    model = {key: about[key] for key in ("name", "parameters", "temperature", "sure")}
+    keys = ("name", "parameters", "bytes", "smallest", "temperature", "sure")
+    model = {key: about[key] for key in keys}
     model |= {"mean": MEAN, "std": STD, "eps": network.bn1.eps}
     pictures = [_base64(digits.train_images[i].numpy()) for i in firsts]
     model["examples"] = [{"label": c, "pixels": pixels} for c, pixels in enumerate(pictures)]

@@ -1,6 +1,6 @@
 """What the browser's tests share: Chromium, the page, and a hand that draws the ten digits.
 
-`python tests/browser/drawing.py` draws a digit and writes outputs/figures/draw_page.png anew.
+`python tests/browser/drawing.py` draws a number and writes outputs/figures/draw_page.png anew.
 """
 
 import json
@@ -27,7 +27,7 @@ def arc(x, y, width, height, start, end):
     return [(x + width * cos(2 * pi * t), y + height * sin(2 * pi * t)) for t in turns]
 
 
-# Each digit's strokes: points in sides of the drawing area, from its upper left corner
+# Each digit's strokes: points in heights of the drawing area, from its upper left corner
 STROKES = {
     0: [arc(0.5, 0.5, 0.2, 0.32, -0.25, 0.75)],
     1: [[(0.52, 0.18), (0.48, 0.82)]],
@@ -54,11 +54,21 @@ def chromium() -> Iterator:
         yield playwright.chromium.launch(executable_path=found, args=FLAGS)
 
 
+def moved(strokes, x, y, size):
+    """Return strokes of another size, their upper left corner at `x` and `y`."""
+    return [[(x + size * a, y + size * b) for a, b in stroke] for stroke in strokes]
+
+
+def number(digits: str):
+    """Return the strokes of each digit of a number that fills the drawing area, at most four."""
+    return [moved(STROKES[int(d)], 0.45 * i - 0.15, 0.1, 0.8) for i, d in enumerate(digits)]
+
+
 def places(page, stroke):
     """Return the points of a stroke in pixels of the window."""
     page.locator("#paper").scroll_into_view_if_needed()
     box = page.locator("#paper").bounding_box()
-    return [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+    return [(box["x"] + x * box["height"], box["y"] + y * box["height"]) for x, y in stroke]
 
 
 def draw(page, strokes) -> list[float]:
@@ -91,7 +101,8 @@ def main() -> None:
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1900}, color_scheme="light")
         page.goto(PAGE.as_uri())
-        draw(page, STROKES[5])
+        for strokes in number("5047"):
+            draw(page, strokes)
         page.mouse.move(0, 0)
         page.wait_for_timeout(500)  # until the bars stand still
         below = page.locator("section", has=page.locator("#layers-title")).bounding_box()

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from drawing import PAGE, PICTURES, STROKES, changed, draw, places
+from drawing import PAGE, PICTURES, STROKES, arc, changed, draw, moved, number, places
 
 from mnistlib import load_mnist, load_model, released_checkpoint
 from mnistlib.evaluate import predict_logits
@@ -17,8 +17,15 @@ PERCENT = "e => Array.from(e.querySelectorAll('.percent'), item => item.textCont
 
 
 def shown(page):
-    """Return the large answer on the page."""
+    """Return the large answer on the page, which may come with the next frame only."""
+    page.evaluate("new Promise(requestAnimationFrame)")
     return page.locator("#verdict").inner_text()
+
+
+def found(page):
+    """Return what is said of each digit of a number."""
+    buttons = page.locator("#digits button:visible").all()
+    return [button.get_attribute("aria-label") for button in buttons]
 
 
 def difference(page):
@@ -58,16 +65,87 @@ def test_size_and_place_of_the_drawing_do_not_matter_but_a_dot_is_not_blown_up(o
     page = open_page()
     for size, x, y in [(0.25, 0.05, 0.1), (0.4, 0.55, 0.5), (1.15, -0.07, -0.07)]:
         page.get_by_role("button", name="Clear").click()
-        draw(page, [[(x + size * a, y + size * b) for a, b in s] for s in STROKES[5]])
+        draw(page, moved(STROKES[5], x, y, size))
         assert shown(page) == "5"
     page.get_by_role("button", name="Clear").click()
     draw(page, [[(0.5, 0.5), (0.502, 0.501)]])
     assert page.evaluate("mnist.pixels.filter(value => value > 0).length") < 40
 
 
+def test_a_number_is_read_from_the_left_and_each_digit_as_if_it_were_alone(open_page):
+    page, digits = open_page(), number("5047")
+    alone = []
+    for strokes in digits:
+        page.get_by_role("button", name="Clear").click()
+        draw(page, strokes)
+        assert found(page) == []
+        alone.append(page.evaluate("mnist.pixels.join()"))
+    page.get_by_role("button", name="Clear").click()
+    for i in (2, 0, 3, 1):
+        draw(page, digits[i])
+        assert page.evaluate("mnist.pixels.join()") == alone[i]
+    assert shown(page) == "5047"
+    assert re.fullmatch(r"all 4 with probability >?\s?\d.+%", page.locator("#detail").inner_text())
+    labels = [f"Digit {i} of 4: {d}, probability " for i, d in enumerate("5047", start=1)]
+    assert all(map(str.startswith, found(page), labels))
+    page.screenshot(path=PICTURES / "number.png", full_page=True)
+
+
+def test_a_digit_of_a_number_is_chosen_until_the_drawing_changes(open_page):
+    page, digits = open_page(), number("507")
+    draw(page, digits[0] + digits[1])
+    pressed = page.locator("#digits button[aria-pressed=true]:visible")
+    for digit in "50":
+        page.get_by_role("button", name=f"of 2: {digit}").focus()
+        page.keyboard.press("Enter")
+        assert shown(page) == "50"
+        assert pressed.locator("b").inner_text() == digit
+        assert page.locator("#bars .best b").inner_text() == digit
+        assert page.locator(".head .best b").inner_text() == digit
+    page.get_by_role("button", name="Digit 1 of 2").click()
+    draw(page, digits[2])
+    assert pressed.locator("b").inner_text() == "7"
+    page.get_by_role("button", name="Undo").click()
+    assert shown(page) == "50"
+    assert pressed.locator("b").inner_text() == "0"
+    page.keyboard.press("8")
+    assert (shown(page), found(page)) == ("8", [])
+
+
+def test_a_broken_digit_is_one_and_digits_that_touch_are_several(open_page):
+    page = open_page()
+    broken = [[(0.42, 0.44), *arc(0.48, 0.62, 0.22, 0.19, -0.3, 0.4)], [(0.46, 0.2), (0.82, 0.2)]]
+    draw(page, broken)
+    assert (shown(page), found(page)) == ("5", [])
+    page.get_by_role("button", name="Clear").click()
+    draw(page, [*STROKES[5], *moved(STROKES[0], 0.4, 0, 1)])  # the pen is 0.08 wide
+    assert shown(page) == "50"
+
+
+def test_digits_of_mnist_side_by_side_are_read_as_two(open_page):
+    """Their ink is pasted as a stroke for each row of pixels without a gap."""
+    page = open_page()
+    pasted = """offsets => offsets.map(pairs => mnist.divide(pairs.flatMap(([digit, x]) => {
+        const pixels = atob(mnist.model.examples[digit].pixels), strokes = [];
+        for (let i = 0, before = false; i < 784; before = pixels.charCodeAt(i++) > 127)
+            if (pixels.charCodeAt(i) > 127) {
+                if (!before) strokes.push([]);
+                strokes.at(-1).push([x + 0.04 * (i % 28), 0.04 * (i / 28 | 0)]);
+            }
+        return strokes;
+    })).map(({ strokes }) => {
+        const { probabilities } = mnist.predict(mnist.rasterise(strokes));
+        return probabilities.indexOf(Math.max(...probabilities));
+    }))"""
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    read = page.evaluate(pasted, [[(b, 0.9), (a, 0)] for a, b in pairs])
+    assert read == [[a, b] for a, b in pairs]
+    assert page.evaluate(pasted, [[(a, 0)] for a in range(10)]) == [[a] for a in range(10)]
+
+
 def test_the_network_sees_the_drawing_as_mnist_would_have_it(open_page):
     page = open_page()
-    draw(page, [[(0.1 + 0.3 * a, 0.6 + 0.3 * b) for a, b in s] for s in STROKES[4]])
+    draw(page, moved(STROKES[4], 0.1, 0.6, 0.3))
     seen = torch.tensor(page.evaluate("Array.from(mnist.pixels)")).view(28, 28).double()
     rows, columns = (torch.nonzero((seen > 100).any(i)).flatten() for i in (1, 0))
     sides = [int(i[-1] - i[0]) + 1 for i in (rows, columns)]
@@ -124,6 +202,20 @@ def test_below_the_threshold_it_is_not_sure_and_an_empty_field_is_not_answered(o
     page.get_by_role("button", name="Clear").click()
     assert shown(page) == "Draw a digit"
     assert set(page.locator("#bars").evaluate(PERCENT)) == {"–"}
+
+
+def test_within_a_number_what_is_not_sure_is_a_question_mark(open_page, tmp_path):
+    page, digits = open_page(), number("57")
+    likely = []
+    for strokes in digits:
+        draw(page, strokes)
+        likely.append(max(page.evaluate("mnist.predict(mnist.pixels)")["probabilities"]))
+    page = open_page(changed(tmp_path, sure=sum(likely) / 2))
+    draw(page, digits[0] + digits[1])
+    expected = ("5?", "5, not sure") if likely[0] > likely[1] else ("?7", "not sure, 7")
+    assert shown(page) == expected[0]
+    assert page.locator("[aria-live=polite]").inner_text().startswith(f"Answer: {expected[1]}, all")
+    assert page.locator("#digits b").all_inner_texts() == list(expected[0])
 
 
 def test_every_layer_shows_its_parameters_and_its_feature_maps_change_with_the_drawing(open_page):
@@ -237,6 +329,8 @@ def test_both_schemes_are_followed_and_switched(open_page, scheme):
 
 def test_nothing_sticks_out_at_the_side(open_page):
     page = open_page()
+    for strokes in number("5047"):
+        draw(page, strokes)
     for width in (320, 390, 700, 992, 1000, 1400):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -252,6 +346,15 @@ def test_the_file_is_small_and_names_no_address():
     assert PAGE.stat().st_size <= 300_000
     text = PAGE.read_text(encoding="utf-8")
     assert text.count("://") == text.count("http://www.w3.org/2000/svg") == 1
+
+
+def test_it_says_how_large_its_network_and_the_smallest_of_the_project_are(open_page):
+    page, tiny = open_page(), released_checkpoint("tiny").with_name("tiny.tiny")
+    sizes = [
+        f"{p.stat().st_size / 1000:.1f}\xa0kB" for p in (PAGE.with_name("best.safetensors"), tiny)
+    ]
+    assert sizes[0] in page.locator("header").inner_text()
+    assert re.findall(r"[\d.]+\xa0kB", page.locator("footer").inner_text()) == sizes
 
 
 def test_the_page_may_not_ask_the_network_for_anything(browser):

@@ -218,6 +218,8 @@ def test_the_page_holds_the_network_and_a_training_digit_of_each_class(exported,
     assert model == {
         "name": "best", "parameters": 13_912, "mean": MEAN, "std": STD, "eps": network.bn1.eps,
         "temperature": CALIBRATION.temperature, "sure": CALIBRATION.sure,
+        "bytes": (exported / "best.safetensors").stat().st_size,
+        "smallest": mnistlib.released_checkpoint("tiny").with_name("tiny.tiny").stat().st_size,
     }  # fmt: skip
     state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     assert weights.keys() == state.keys()
@@ -232,6 +234,7 @@ def test_the_page_holds_the_network_and_a_training_digit_of_each_class(exported,
 
 def test_nothing_in_the_model_can_end_the_script_of_the_page(few):
     about = {"name": "</script>", "parameters": 1, "temperature": 1.0, "sure": 0.8}
+    about |= {"bytes": 1, "smallest": 1}
     page = formats.to_page(load_model(RELEASED), about, few)
     assert "</script>" not in re.search(r"const MODEL = (\{.*\});", page)[1]
 
