@@ -29,9 +29,9 @@ SLANTED = 0.4  # of a word, at least, to be set upright
 SPECK = 0.25  # of the height of the writing: smaller pieces of ink are no digits
 TOGETHER, PARTS = 4, 12  # components and pieces of a digit, at most
 # prices, in units of -log(probability); chosen on pages with validation digits
-CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.4, 0.5, 4.0, 3.0, 2.0, 2.0
-DOUBT = 3.0  # times -log(probability) of what is cut out: it must read better than the whole
-NARROW, PAIR = 3.0, 1.0  # a cut costs more in what is narrower, of its height, than two digits
+CUT, JOIN, GAP, SKIP, WIDE, TALL = 0.5, 0.5, 4.0, 3.0, 2.5, 2.0
+DOUBT = 6.0  # times -log(probability) of what is cut out: it must read better than the whole
+NARROW, PAIR = 4.0, 1.0  # a cut costs more in what is narrower, of its height, than two digits
 # width to height that four of five digits 0 to 9 of MNIST have at most
 WIDTHS = (1.05, 0.6, 1.11, 0.95, 0.95, 1.18, 0.85, 0.9, 0.9, 0.8)
 SHARP = 3.0  # how much more often the cheaper way is right than prices say
@@ -346,6 +346,7 @@ def _words(box: np.ndarray) -> list[np.ndarray]:
     beside = (over[..., 1] > 0.4) & (gap[..., 0] < 0.4 * taller)
     piece = np.minimum.outer(height, height) < 0.6 * taller
     above = piece & (over[..., 0] > 0.3) & (gap[..., 1] < 0.3 * taller)
+    above |= piece & (gap.max(-1) < 0.15 * taller)
     n, number = connected_components(beside | above)
     return [np.flatnonzero(number == k) for k in range(n)]
 
@@ -361,13 +362,15 @@ class _Word:
         right, bottom = chosen[:, 2:].max(0)
         area = labels[top:bottom, left:right]
         area = np.where(np.isin(area, ids + 1), area, 0)
-        self.slant = _slant(area) if len(ids) > 1 else 0.0
+        heights = chosen[:, 3] - chosen[:, 1]
+        self.height = float(np.quantile(heights, 0.75, method="nearest"))
+        several = (heights > 0.6 * self.height).sum() > 1  # not the flag of a 5
+        self.slant = _slant(area) if several else 0.0
         spare = math.ceil(abs(self.slant) * len(area) / 2)
         self.corner = (int(left) - spare, int(top))
         self.middle = (len(area) - 1) / 2
         self.ink = _sheared(ink[top:bottom, left:right], self.slant, spare, 1)
         area = _sheared(area, self.slant, spare, 0)
-        self.height = float(np.quantile(chosen[:, 3] - chosen[:, 1], 0.75))
         pieces: list[tuple[int, np.ndarray, float]] = []  # component, mask, price of the cut after
         for i in ids:
             if not (own := area == i + 1).any():
@@ -409,7 +412,7 @@ class _Word:
         left, top, right, bottom = self._extent(i, j)
         size = max(right - left, bottom - top)
         components = len(set(self.of[i:j]))
-        return components == 1 or (size <= 1.6 * self.height and components <= TOGETHER)
+        return components == 1 or (size <= 2.2 * self.height and components <= TOGETHER)
 
     def crop(self, arc: int) -> np.ndarray:
         """Return the ink of a group `(h, w)`."""
@@ -565,7 +568,7 @@ def _cuts(own: np.ndarray, height: float) -> list[tuple[np.ndarray, float]]:
         full = np.full(len(own), seam[0])
         full[rows] = seam
         full[rows.stop :] = seam[-1]
-        price = CUT + 0.1 * max(0.0, crossed / thick - 1)
+        price = CUT + 0.13 * max(0.0, crossed / thick - 1)
         price += NARROW * max(0.0, PAIR - width / max(height, len(body)))
         whole.append((full + columns.start, price))
     return whole
