@@ -121,12 +121,22 @@ class Answer:
         """Probability that all marks are right, if their errors are independent."""
         return math.prod(reading.confidence for reading in self.readings) if self.readings else 0.0
 
-    def worth(self, highest: float = math.inf) -> float:
-        """How well the page reads: a mark counts from -3 to 1; a 1 above `highest` is a line."""
-        return sum(
-            -1 if m.ranking[0] == 1 and m.box[3] - m.box[1] > highest else 4 * m.confidence - 3
-            for m in self.readings
-        )
+    def worth(self, highest: float = math.inf, lines: np.ndarray | None = None) -> float:
+        """How well the page reads: a mark counts from -3 to 1, or -1 if it is a line.
+
+        Args:
+            highest: in pixels; a 1 above it is a line.
+            lines: where they are, `(H, W)` bool; another digit that is made of them is none.
+        """
+        total = 0.0
+        for mark in self.readings:
+            left, top, right, bottom = (max(side, 0) for side in mark.box)
+            line = mark.ranking[0] == 1 and bottom - top > highest
+            if mark.ranking[0] != 1 and lines is not None and self.mask is not None:
+                own = self.mask[top:bottom, left:right]
+                line = bool((own & lines[top:bottom, left:right]).sum() > 0.5 * own.sum())
+            total += -1 if line else 4 * mark.confidence - 3
+        return total
 
     def __repr__(self) -> str:
         """Give the answers and the confidence of all together."""
@@ -207,14 +217,13 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
             for mask in (page.mask, _without(page, 0.4 * longest))
         ]
         highest, tried = 1.3 * heights[0], {0}
-        best = found.worth(highest)
         for least in (1.3 * height for height in heights):
             n = sum(line.length >= least for line in lines)
             if n not in tried:
                 tried.add(n)
-                other = _read_mask(model, page, _without(page, least), slope, calibration)
-                if other.worth(highest) > best + 0.3:
-                    best = other.worth(highest)
+                left = _without(page, least)
+                other = _read_mask(model, page, left, slope, calibration)
+                if other.worth(highest) > found.worth(highest, page.mask & ~left) + 0.3:
                     found = replace(other, notes=[f"{n} lines are removed", *other.notes])
     return found
 
