@@ -160,14 +160,17 @@ def read_page(model: nn.Module, page: Page, calibration: Calibration) -> Answer:
         return Answer([reading], mask=page.mask)
     found = _read_ways(model, page, calibration)
     n = len(found.readings)
+    if n == 2 and found.worth() <= 0 and (one := _as_one(model, page, calibration)):
+        return one
     if n > 1 and found.worth() < 0.5 * n:
         plain = replace(page, mask=_without(page, 0.4 * max(page.mask.shape)))
+        best = found.worth() / n + 0.5
         for turn in (1, 3, 2) if n > 2 else (1, 3):  # two digits upside down read too well
             turned = plain.turned(turn)
             other = _read_ways(model, turned, calibration)
             mean = other.worth() / max(len(other.readings), 1)
-            if len(other.readings) > 1 and mean > found.worth() / len(found.readings) + 0.5:
-                found = _turned_back(other, turn, turned.ink.shape)
+            if len(other.readings) > 1 and mean > best:
+                best, found = mean, _turned_back(other, turn, turned.ink.shape)
     if found.readings and found.worth() <= 0 and (one := _as_one(model, page, calibration)):
         return one
     return found
@@ -223,7 +226,8 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
                 tried.add(n)
                 left = _without(page, least)
                 other = _read_mask(model, page, left, slope, calibration)
-                if other.worth(highest) > found.worth(highest, page.mask & ~left) + 0.3:
+                better = other.worth(highest) - found.worth(highest, page.mask & ~left)
+                if other.readings and better > 0.3:
                     found = replace(other, notes=[f"{n} lines are removed", *other.notes])
     return found
 
