@@ -337,6 +337,8 @@ def _writing(labels: np.ndarray) -> np.ndarray:
     keep &= extent >= max(6, SPECK * height)
     wide, high = (box[:, 2:] - box[:, :2]).T
     keep &= (high > 0.15 * wide) | (wide < 1.2 * height)  # a line
+    area = np.bincount(labels.ravel(), minlength=len(box) + 1)[1:]
+    keep &= area[keep].sum() > area[extent < 6].sum()  # or it is noise
     number = np.zeros(len(box) + 1, int)
     number[1:][keep] = 1 + np.arange(keep.sum())
     return number[labels]
