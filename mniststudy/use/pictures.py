@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mnistlib import DatasetError
 
+from .lines import Line, find_lines
 from .mnist_form import laid_out_as_mnist
 
 # decoded here; Pillow hands some others to another program
@@ -44,6 +46,11 @@ class Page:
     """pixels of the picture for one pixel here"""
     whole: Tensor | None = None
     """the picture itself, light on dark, `(1, 28, 28)` uint8, if it is laid out as in MNIST"""
+
+    @cached_property
+    def lines(self) -> tuple[list[Line], list[Line]]:
+        """The near-horizontal lines, and the near-vertical ones of the transpose."""
+        return find_lines(self.faint), find_lines(self.faint.T)
 
     def turned(self, turn: int) -> "Page":
         """Return the page turned by quarters, counterclockwise."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mnistlib.evaluate import predict_logits
 
-from .lines import find_lines, slope_of, without_lines
+from .lines import slope_of, without_lines
 from .mnist_form import stroke_width, to_mnist
 from .pictures import Page
 
@@ -209,7 +209,7 @@ def _turned_back(answer: Answer, turn: int, shape: tuple[int, ...]) -> Answer:
 
 def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer:
     """Read a page with its lines and without them, and return what reads better."""
-    level, upright = find_lines(page.faint), find_lines(page.faint.T)
+    level, upright = page.lines
     slope = slope_of([line for line in level if line.length > 0.2 * max(page.mask.shape)])
     found = _read_mask(model, page, page.mask, slope, calibration)
     if lines := [*level, *upright]:
@@ -226,7 +226,8 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
                 tried.add(n)
                 left = _without(page, least)
                 other = _read_mask(model, page, left, slope, calibration)
-                better = other.worth(highest) - found.worth(highest, page.mask & ~left)
+                rest = _without(page, max(least, 0.4 * max(page.mask.shape)))
+                better = other.worth(highest) - found.worth(highest, page.mask & ~rest)
                 if other.readings and better > 0.3:
                     found = replace(other, notes=[f"{n} lines are removed", *other.notes])
     return found
@@ -234,10 +235,7 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
 
 def _without(page: Page, least: float) -> np.ndarray:
     """Return the ink of a page `(H, W)` without the lines of a length and what remains of them."""
-    rows, columns = (
-        [line for line in find_lines(mask) if line.length >= least]
-        for mask in (page.faint, page.faint.T)
-    )
+    rows, columns = ([line for line in way if line.length >= least] for way in page.lines)
     left = without_lines(without_lines(page.mask, rows).T, columns).T
     labels, n = ndimage.label(left, EIGHT)
     beside = ndimage.binary_dilation(page.mask & ~left, EIGHT, 3)
