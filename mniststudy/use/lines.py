@@ -67,12 +67,12 @@ def find_lines(mask: np.ndarray) -> list[Line]:
 def _continued(lines: list[Line]) -> list[Line]:
     """Give lines the length of all parts that continue each other, as across a digit."""
     ends = np.array([[line.start, line.stop] for line in lines]).reshape(-1, 2)
-    near = np.eye(len(lines), dtype=bool)
+    near, straight = np.eye(len(lines), dtype=bool), [_straight(line) for line in lines]
     for i, a in enumerate(lines):
         for k, b in enumerate(lines):
-            between = (a.stop + b.start) / 2
-            off = np.polyval(_straight(a), between) - np.polyval(_straight(b), between)
-            near[i, k] |= a.stop <= b.start + 5 and abs(off) <= max(3.0, a.thick)
+            if a.stop <= b.start + 5:
+                off = np.polyval(straight[i] - straight[k], (a.stop + b.start) / 2)
+                near[i, k] |= abs(off) <= max(3.0, a.thick)
     n, number = connected_components(near)
     whole = [ends[number == k, 1].max() - ends[number == k, 0].min() for k in range(n)]
     covered = [np.diff(ends[number == k]).sum() / whole[k] for k in range(n)]

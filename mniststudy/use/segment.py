@@ -271,7 +271,8 @@ def _read_mask(
         return Answer(reason="all marks are tiny or reach the edge", mask=labels > 0)
     if len(places) > MOST:
         return Answer(reason=f"{len(places)} separate marks are no digits", mask=labels > 0)
-    words = [_Word(page.ink, labels, ids) for ids in _words(_boxes(places))]
+    box = _boxes(places)
+    words = [_Word(page.ink, labels, ids, box[ids]) for ids in _words(box)]
     words = [word for word in words if word.arcs and not word.is_dash]
     if not words:
         return Answer(reason="all marks are tiny", mask=labels > 0)
@@ -367,10 +368,14 @@ def _words(box: np.ndarray) -> list[np.ndarray]:
 class _Word:
     """The pieces of a word, and all groups of them that may be a digit."""
 
-    def __init__(self, ink: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> None:
-        """Cut the components `ids` of a labelled page `(H, W)` and normalise all groups."""
-        places = ndimage.find_objects(labels)
-        chosen = _boxes([places[i] for i in ids])
+    def __init__(
+        self, ink: np.ndarray, labels: np.ndarray, ids: np.ndarray, chosen: np.ndarray
+    ) -> None:
+        """Cut the components `ids` of a labelled page `(H, W)` and normalise all groups.
+
+        Args:
+            chosen: the boxes of the components, `(n, 4)`.
+        """
         left, top = chosen[:, :2].min(0)
         right, bottom = chosen[:, 2:].max(0)
         area = labels[top:bottom, left:right]
