@@ -6,6 +6,7 @@ one digit at most; all groups of neighbouring pieces are read in one batch; the 
 the word best are its digits.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,22 +221,27 @@ def _read_ways(model: nn.Module, page: Page, calibration: Calibration) -> Answer
             for mask in (page.mask, _without(page, 0.4 * longest))
         ]
         highest, tried = 1.3 * heights[0], {0}
-        for least in (1.3 * height for height in heights):
-            n = sum(line.length >= least for line in lines)
+        thick = 3 * float(np.median([line.thick for line in lines]))  # more may be bars of digits
+        for height, thickest in itertools.product(heights, (math.inf, thick)):
+            least = 1.3 * height
+            n = sum(line.length >= least and line.thick <= thickest for line in lines)
             if n not in tried:
                 tried.add(n)
-                left = _without(page, least)
+                left = _without(page, least, thickest)
                 other = _read_mask(model, page, left, slope, calibration)
-                rest = _without(page, max(least, 0.4 * max(page.mask.shape)))
+                rest = _without(page, max(least, 0.4 * max(page.mask.shape)), thickest)
                 better = other.worth(highest) - found.worth(highest, page.mask & ~rest)
                 if other.readings and better > 0.3:
                     found = replace(other, notes=[f"{n} lines are removed", *other.notes])
     return found
 
 
-def _without(page: Page, least: float) -> np.ndarray:
+def _without(page: Page, least: float, thickest: float = math.inf) -> np.ndarray:
     """Return the ink of a page `(H, W)` without the lines of a length and what remains of them."""
-    rows, columns = ([line for line in way if line.length >= least] for way in page.lines)
+    rows, columns = (
+        [line for line in way if line.length >= least and line.thick <= thickest]
+        for way in page.lines
+    )
     left = without_lines(without_lines(page.mask, rows).T, columns).T
     labels, n = ndimage.label(left, EIGHT)
     beside = ndimage.binary_dilation(page.mask & ~left, EIGHT, 3)

@@ -220,7 +220,9 @@ def test_a_blank_picture_and_noise_have_no_marks_and_a_reason(tmp_path):
         assert (list(found.readings), found.reason) == ([], "nothing stands out from the paper")
     rng = np.random.default_rng(0)
     salt = np.where(rng.random((200, 300, 1)) < 0.05, 0, np.full(3, 200)).astype(np.float32)
-    for pixels in (salt, page([], rng, noise=1), page([], rng, noise=40, light=0.3)):
+    sample = load_mnist("sample")
+    specks, _ = next(pages("noise", 1, sample.train_images, sample.train_labels))
+    for pixels in (salt, page([], rng, noise=1), page([], rng, noise=40, light=0.3), specks):
         found = read_page(CAREFUL, find_ink(pixels), CALIBRATION)
         assert not any(mark.answer.isdigit() for mark in found.readings)
 
