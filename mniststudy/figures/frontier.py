@@ -42,7 +42,6 @@ AIMS = {
     6_174: 99.55, 7_918: 99.60, 13_912: 99.65, 20_000: 99.70,
 }  # fmt: skip
 
-ALONE = ("best-682", "best-920", "best-1816", "best-3500", "teacher", "smoothed-20k")
 TAUGHT = ("best-6174", "best-7918", "best", "best-20k")
 # eight networks for one protocol, those that were found in small budgets first
 SHRINKING = ("net-682", "net-920", "net-1816", "net-3466")
@@ -63,7 +62,9 @@ def untaught() -> dict[str, Config]:
 
 def elsewhere() -> list[Config]:
     """Return short runs of the same networks, for any set of images: 150,000 images, five seeds."""
-    short = [replace(config, epochs=10, split="random") for config in untaught().values()]
+    # an average and statistics that 1,250 steps suffice for
+    changes: dict[str, Any] = {"epochs": 10, "ema_decay": 0.99, "norm_images": 10_000}
+    short = [replace(config, split="random", **changes) for config in untaught().values()]
     return [replace(config, seed=seed) for seed in range(100, 105) for config in short]
 
 
@@ -116,23 +117,23 @@ def time_shapes(names: Iterable[str], repetitions: int = 3, images: int = 15_000
     return path
 
 
-def frontier(recipes: Iterable[str]) -> pd.DataFrame:
-    """Return a row for each recipe with test results, by the size of its network.
+def frontier(configs: Mapping[str, Config]) -> pd.DataFrame:
+    """Return a row for each training with test results, by the size of its network.
 
-    Columns: `recipe`, `model`, `parameters`, `multiply_accumulates`, `images` seen in training, `n`
+    Columns: `name`, `model`, `parameters`, `multiply_accumulates`, `images` seen in training, `n`
     seeds, test `error` in percent, mean over seeds, its 95 % interval `low` to `high` over seeds,
     `best` and `worst` seed, mean test `loss`.
 
     Raises:
-        LedgerError: a recipe has fewer than two tested runs.
+        LedgerError: a training has fewer than two tested runs.
     """
     rows = []
-    for recipe in recipes:
-        runs = runs_for(RECIPES[recipe]).dropna(subset="test_accuracy")
+    for name, config in configs.items():
+        runs = runs_for(config).dropna(subset="test_accuracy")
         if len(runs) < 2:
-            raise LedgerError(f"the ledger has fewer than two tested runs of the recipe {recipe!r}")
+            raise LedgerError(f"the ledger has fewer than two tested runs of {name!r}")
         error, first = 100 - runs["test_accuracy"], runs.iloc[0]
-        row = {"recipe": recipe, **first[["model", "parameters", "multiply_accumulates"]]}
+        row = {"name": name, **first[["model", "parameters", "multiply_accumulates"]]}
         row |= {"images": images_seen(first), "n": len(runs)}
         row |= dict(zip(("error", "low", "high"), mean_interval(list(error)), strict=True))
         row |= {"best": error.min(), "worst": error.max(), "loss": runs["test_loss"].mean()}
@@ -174,7 +175,7 @@ def error_vs_parameters(
         log_axis(ax.xaxis)
         log_axis(ax.yaxis)
         *_, last = curves.values()
-        for (name, points), color in zip(curves.items(), (TRAIN, REFERENCE), strict=False):
+        for (name, points), color in zip(curves.items(), (REFERENCE, TRAIN), strict=False):
             x, y = points["parameters"], points["error"]
             ax.fill_between(x, points["best"], points["worst"], color=color, alpha=0.18, lw=0)
             ax.plot(x, y, "o-", color=color, ms=4)

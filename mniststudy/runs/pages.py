@@ -14,7 +14,7 @@ from mnistlib import RECIPES, Budget
 from mnistlib.paths import outputs_folder, write_atomically
 
 from ..figures.ablations import ablations, compare_with_first, final_results
-from ..figures.frontier import AIMS, BUDGETS
+from ..figures.frontier import AIMS, BUDGETS, untaught
 from .ledger import LedgerError, config_in, read_results, runs_for
 from .report import (
     headline,
@@ -37,10 +37,12 @@ PUBLISHED = 13_912  # parameters of the published network
 def findings() -> str:
     """Return the README's three findings, the aims that were missed as the last."""
     few, tiny, best, fast = map(tested, ("best-6174", BUDGETS[697], "best", "reference-fast"))
+    alone = runs_for(untaught()["net-6174"])
     seconds = speed_ratios().groupby("name")["seconds"].median()
     lines = [
-        f"**{_parameters(few)} parameters reach {_reached(few)}**, {_parameters(tiny)} reach "
-        f"{_reached(tiny)}, and the published network's {PUBLISHED:,} reach {_reached(best)}.",
+        f"**{_parameters(few)} parameters reach {_reached(few)}**, taught by other networks "
+        f"(alone {_reached(alone)}); {_parameters(tiny)} reach {_reached(tiny)}, alone; the "
+        f"published network's {PUBLISHED:,} reach {_reached(best)}, taught.",
         f"**{seconds['reference-fast']:.0f} seconds on two cores** train the published network to "
         f"{_reached(fast)}. {_gains()}",
         _misses(),
@@ -193,7 +195,7 @@ def _what_it_gets_wrong() -> str:
     letters = read_results("pictures").set_index("kind").loc["letters"]
     return (
         f"{len(own['wrong'].split())} of {own['n']:,} test digits, {wrong:.0f} % under strong "
-        "noise (`best`). Not always: the network behind `mnist predict` is confident about "
+        "noise (`best`). Not always: `mnist predict` is confident about "
         f"{letters['confident']} of {letters['n']} letters."
     )
 

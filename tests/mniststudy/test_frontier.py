@@ -20,7 +20,9 @@ def axes():
 
 
 def test_rows_of_the_frontier_are_means_over_the_tested_seeds_of_the_ledger():
-    found = frontier.frontier(["fast", "reference"]).set_index("recipe")
+    found = frontier.frontier({name: RECIPES[name] for name in ("fast", "reference")}).set_index(
+        "name"
+    )
     assert found.index.tolist() == ["reference", "fast"]  # by parameters
     row, errors = found.loc["fast"], 100 - runs_for(RECIPES["fast"])["test_accuracy"]
     assert (row["n"], row["images"]) == (len(errors), 13 * 15_000)
@@ -32,8 +34,8 @@ def test_rows_of_the_frontier_are_means_over_the_tested_seeds_of_the_ledger():
 
 def test_a_recipe_without_two_tested_runs_is_named(monkeypatch):
     monkeypatch.setattr(frontier, "runs_for", lambda config: runs_for(config)[:1])
-    with pytest.raises(LedgerError, match="fewer than two tested runs of the recipe 'fast'"):
-        frontier.frontier(["fast"])
+    with pytest.raises(LedgerError, match="fewer than two tested runs of 'fast'"):
+        frontier.frontier({"fast": RECIPES["fast"]})
 
 
 def test_the_protocol_gives_each_network_as_many_images_alone_and_taught():
@@ -71,7 +73,7 @@ def test_what_was_tried_are_runs_on_unseen_writers_alone():
 
 def test_the_figure_has_each_point_with_its_number_and_names_curves_and_claims(axes):
     claims = pd.DataFrame({"parameters": [697], "accuracy": [99.03], "source": ["site/who/name"]})
-    curves = {name: frontier.frontier([name]) for name in ("reference", "best")}
+    curves = {n: frontier.frontier({n: RECIPES[n]}) for n in ("reference", "best")}
     frontier.error_vs_parameters(curves, claims, "title")
     (ax,) = axes()
     shown = [t.get_text() for t in ax.texts]
