@@ -82,7 +82,7 @@ def _misses() -> str:
         return f"**No miss:** all {len(AIMS)} aims that we had set, one for each size, are met."
     worst = missed[-1]
     return (
-        f"**Missed: {len(missed)} of {len(AIMS)} aims**, one for each limit of size. The largest "
+        f"**Missed: {len(missed)} of {len(AIMS)} aims** for accuracy within a size. The largest "
         f"gap: {AIMS[worst]:.2f} % with at most {worst:,} parameters; reached is "
         f"{_reached(reached[worst])}."
     )
@@ -158,7 +158,7 @@ def _convergence() -> str:
 def _how_small() -> str:
     means = {int(rows["parameters"].iloc[0]): rows["test_accuracy"].mean() for rows in _frontier()}
     some, many = (min(n for n, mean in means.items() if mean >= goal) for goal in (99, 99.6))
-    return f"99 % takes {some:,} parameters, 99.6 % takes {many:,}."
+    return f"{some:,} parameters reach 99 %; {many:,} reach 99.6 %, taught by larger ones."
 
 
 def _which_choices_matter() -> str:
