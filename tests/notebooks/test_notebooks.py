@@ -159,7 +159,7 @@ def known_numbers():
     counts += [head.parameters, *BUDGETS, 10_000, 50_000, 60_000, 5_000, 1_000, 14_000]
     counts += [20_000]  # the requirement
     counts += [
-        n * RECIPES["best-682"].epoch_images for n in (12, 24)
+        n * RECIPES["best-682"].epoch_images for n in (10, 12, 24)
     ]  # of the search in notebook 05
     rounded = [m for m in build(RECIPES["tiny"].model).modules() if getattr(m, "levels", 0) == 5]
     counts += [sum(m.weight.numel() for m in set(rounded)), 1_957]  # ours, and bytes of another
