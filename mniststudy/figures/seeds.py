@@ -85,7 +85,7 @@ def errors_by_writer(
         title: the finding.
     """
     shown, half = np.argsort(-errors, kind="stable")[:60], len(writers_of_half(errors))
-    subtitle = f"the first 60 of n = {len(errors)} writers"
+    subtitle = f"the first 60 of n = {len(errors)} writers, means over seeds"
     grid = {"ncols": 2, "gridspec_kw": {"width_ratios": (1.25, 1), "wspace": 0.1}}
     with figure(title, subtitle, (7, 3.3), **grid) as (_, (left, right)):
         for name, part, color, y in (

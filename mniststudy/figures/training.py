@@ -33,7 +33,7 @@ def onecycle(run: Run, title: str) -> None:
             about = f"n = {run.n_val:,} validation images{where}"
             error.set_title(about, fontsize=9, fontweight="normal", color="#555555")
         axes[-1].set(xlabel="step", xlim=(0, steps))
-        labels = ("learning rate", "training loss", "validation error (%)")
+        labels = ("learning rate", "training loss (nats)", "validation error (%)")
         for ax, label in zip(axes, labels, strict=False):
             ax.set(ylabel=label)
             ax.axvspan(0, warm, color="#e76300", alpha=0.08, lw=0)
