@@ -32,4 +32,4 @@ def test_onecycle_has_the_peak_between_its_phases_and_every_evaluation(tiny_digi
     assert plt.gcf().axes[2].lines[0].get_xdata().tolist() == [12]
     run.history[-1]["val_acc"] = math.nan
     training.onecycle(replace(run, curve=run.curve | {"eval_step": [], "eval_error": []}), "title")
-    assert [ax.get_ylabel() for ax in plt.gcf().axes] == ["learning rate", "training loss"]
+    assert [ax.get_ylabel() for ax in plt.gcf().axes] == ["learning rate", "training loss (nats)"]
