@@ -119,6 +119,7 @@ def confusion(labels: Tensor, predictions: Tensor, title: str) -> None:
     wrong = pairs.bincount(minlength=100).view(10, 10).fill_diagonal_(0).numpy()
     with figure(title, f"{wrong.sum()} errors of n = {len(labels):,}", size=(7, 4)) as (_, (ax,)):
         look = {"cmap": "OrRd", "linewidths": 0.5, "linecolor": "#e6e6e6", "square": True}
+        look |= {"vmin": 1, "vmax": max(1, wrong.max())}  # without an error there is no range
         seaborn.heatmap(wrong, annot=wrong, fmt="d", mask=wrong == 0, cbar=False, ax=ax, **look)
         ax.set(xlabel="predicted", ylabel="label")
         ax.tick_params(axis="y", labelrotation=0)

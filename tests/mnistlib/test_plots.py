@@ -65,3 +65,5 @@ def test_the_confusion_counts_each_mistake_and_leaves_out_what_is_right():
         (1, 7): 1, (7, 1): 1, (3, 8): 2
     }  # fmt: skip
     assert ax.get_title(loc="left") == "4 errors of n = 6"
+    plots.confusion(labels, labels, "without an error, and without a warning")
+    assert plt.gcf().axes[0].get_title(loc="left") == "0 errors of n = 6"
